@@ -1,0 +1,5 @@
+"""`python -m svitlo`: the same as the `svitlo` command."""
+
+from svitlo.cli import main
+
+main()

@@ -1,0 +1,340 @@
+"""The YAML files as typed, validated objects.
+
+All mistakes of a file are collected and raised at once, each with file, key, value, reason and, where a key is
+unknown, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from svitlo.errors import ConfigError
+
+DATA_FILE = "data.yaml"
+PHASE_FILES = {1: "phase1_pretraining.yaml", 2: "phase2_instruction_tuning.yaml"}
+
+UNPINNED = "unpinned"
+Format = Literal["text", "wikiextractor", "jsonl", "alpaca", "squad", "dailydialog"]
+
+
+class Section(BaseModel):
+    """What every section shares: unknown keys are mistakes, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# --- data.yaml -------------------------------------------------------------------------------------------------------
+
+
+class Source(Section):
+    """One place that text comes from: a data set on the hub, or files below `volumes/raw/`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Names the source in the manifest and in reports."""
+    format: Format
+    """How documents or conversations are laid out."""
+    hub: str | None = None
+    """Repository of a data set on the hub, `owner/name`."""
+    configuration: str | None = None
+    """The data set's configuration (the hub's "subset")."""
+    revision: str | None = None
+    """Commit on the hub, 40 hex digits: the same configuration means the same data for ever. The word `unpinned` takes
+    whatever the hub has on the day of the first preparation; the commit found is recorded in the manifest."""
+    split: str = "train"
+    """The data set's split."""
+    files: list[str] | None = None
+    """Glob patterns below `volumes/raw/`; `archive.zip::member-pattern` reads members of `.zip` and `.tar.*`."""
+    field: str = "text"
+    """For `jsonl` and hub text: the field that holds the document."""
+    title_field: str | None = None
+    """For `jsonl` and hub text: the field that holds the title, which becomes the document's first line."""
+    check_language: bool = True
+    """Stop when the text does not look like English. `false` for other languages."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Stop after so many documents of this source."""
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> Source:
+        if (self.hub is None) == (self.files is None):
+            raise ValueError("give either `hub` or `files`: a source has exactly one origin")
+        if self.hub is not None and self.revision is None:
+            raise ValueError("`revision` is missing: pin the data set to a commit, or runs cannot be repeated")
+        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}|" + UNPINNED, self.revision):
+            raise ValueError(
+                f"`revision` ({self.revision}) is not a commit: give its 40 hex digits, because branches and tags move "
+                f"(or `{UNPINNED}`, to take what there is)"
+            )
+        if self.files is not None and not self.files:
+            raise ValueError("`files` is empty: give at least one pattern below volumes/raw/")
+        return self
+
+
+class PhaseData(Section):
+    """What both phases' data share."""
+
+    sources: list[Source] = Field(min_length=1)
+    """Read in this order."""
+    validation_fraction: float = Field(default=0.01, gt=0, lt=0.5)
+    """Share of the documents that is held back, chosen by a hash of each document."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> PhaseData:
+        names = [source.name for source in self.sources]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"two sources have the same name: {', '.join(repeated)}")
+        return self
+
+
+class TextData(PhaseData):
+    """Phase 1: plain text as one stream of tokens."""
+
+    max_tokens: int | None = Field(default=None, ge=1_000)
+    """Stop after so many training tokens; empty means all."""
+    shard_tokens: int = Field(default=2_097_152, ge=4_096)
+    """Tokens in a shard file (2 bytes each)."""
+    min_document_words: int = Field(default=10, ge=1)
+    """Documents with fewer words are dropped and counted (redirects, empty pages)."""
+
+    @model_validator(mode="after")
+    def _formats_are_text(self) -> TextData:
+        _formats_must_be(self.sources, ("text", "wikiextractor", "jsonl"), "phase 1 reads text")
+        return self
+
+
+class ConversationData(PhaseData):
+    """Phase 2: conversations, each at most one window long."""
+
+    sequence_length: int = Field(default=256, ge=32, le=4_096)
+    """The window in tokens. Not more than phase 1's `model.positions`."""
+    shard_conversations: int = Field(default=16_384, ge=16)
+    """Conversations in a shard."""
+
+    @model_validator(mode="after")
+    def _formats_are_conversations(self) -> ConversationData:
+        _formats_must_be(self.sources, ("alpaca", "squad", "dailydialog"), "phase 2 reads conversations")
+        return self
+
+
+def _formats_must_be(sources: list[Source], allowed: tuple[str, ...], why: str) -> None:
+    wrong = [f"{source.name}: {source.format}" for source in sources if source.format not in allowed]
+    if wrong:
+        raise ValueError(f"{why}, so `format` must be one of {', '.join(allowed)} (found {', '.join(wrong)})")
+
+
+class DataConfig(Section):
+    """`data.yaml`: what the two phases learn from."""
+
+    phase1: TextData
+    phase2: ConversationData
+
+
+# --- phase1_pretraining.yaml, phase2_instruction_tuning.yaml ---------------------------------------------------------
+
+
+class ModelConfig(Section):
+    """The shape of the GPT-2 model."""
+
+    layers: int = Field(default=6, ge=1, le=96)
+    width: int = Field(default=320, ge=8, le=8_192)
+    """Embedding and hidden size; a multiple of `heads`."""
+    heads: int = Field(default=5, ge=1)
+    positions: int = Field(default=256, ge=32, le=4_096)
+    """The window in tokens."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"`width` ({self.width}) must be a multiple of `heads` ({self.heads})")
+        return self
+
+
+class TrainingConfig(Section):
+    """How long and with what to train."""
+
+    max_epochs: int = Field(default=3, ge=1)
+    """Passes over the training data at most."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps at most; empty means as many as `max_epochs` gives."""
+    micro_batch: int = Field(default=4, ge=1)
+    """Sequences in one forward and backward pass."""
+    gradient_accumulation: int = Field(default=8, ge=1)
+    """Micro-batches in one optimizer step."""
+    learning_rate: float = Field(default=1e-3, gt=0, lt=1)
+    """Peak learning rate."""
+    warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly to its peak."""
+    final_learning_rate_fraction: float = Field(default=0.05, ge=0, le=1)
+    """The learning rate decays along a cosine to this share of its peak."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """For matrices; norms and biases have none."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    early_stopping_patience: int = Field(default=2, ge=1)
+    """Stop after so many evaluations in a row without improvement."""
+    min_improvement: float = Field(default=0.001, ge=0)
+    """Validation loss must fall by more than this to count as improvement."""
+    seed: int = Field(default=1, ge=0, lt=2**32)
+    auto_resume: bool = True
+    """Go on from the newest good checkpoint. `false` refuses to start where checkpoints exist."""
+
+
+class EvaluationConfig(Section):
+    """When and on how much to measure the validation loss."""
+
+    every_n_steps: int = Field(default=250, ge=1)
+    max_sequences: int | None = Field(default=500, ge=1)
+    """The first so many validation sequences; empty means all."""
+
+
+class CheckpointConfig(Section):
+    """When to save. None of these change the result, so they may be changed during a run."""
+
+    save_every_seconds: float = Field(default=60, ge=1)
+    """The shortest interval; it grows while saving would cost more than `max_cost`."""
+    save_every_n_steps: int | None = Field(default=None, ge=1)
+    """Also save every so many optimizer steps."""
+    max_cost: float = Field(default=0.01, gt=0, le=1)
+    """Share of the time that saving may take."""
+    keep: int = Field(default=3, ge=2, le=100)
+    """Checkpoints kept, the newest included. At least 2, because the newest may be damaged by the next power cut."""
+    emergency_save_on_interrupt: bool = True
+    """Save on SIGTERM and SIGINT."""
+
+
+class ReportingConfig(Section):
+    """What people see. None of these change the result."""
+
+    line_every_seconds: float = Field(default=5, gt=0)
+    """A progress line so often."""
+    sample_prompts: list[str] = ["The sun is", "Water is a", "In the winter, people"]
+    """Completed at each evaluation."""
+    sample_tokens: int = Field(default=40, ge=0, le=1_000)
+    stop_after_seconds_without_progress: float = Field(default=1_800, ge=10)
+    """The watchdog ends a trainer that has stood still for so long, so that it is started again."""
+
+
+class NumericsConfig(Section):
+    """What decides about the bits of the result besides the data: part of the run, not of the machine."""
+
+    threads: int = Field(default=6, ge=1, le=256)
+    """Threads used for arithmetic, whatever the number of cores: sums are split in so many parts."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """`auto` takes bf16 where the CPU has it in hardware, chosen once at the start of the run."""
+
+
+class Phase2Config(Section):
+    """`phase2_instruction_tuning.yaml`. The model's shape is phase 1's."""
+
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    reporting: ReportingConfig = ReportingConfig()
+    numerics: NumericsConfig = NumericsConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the configuration that decides about the result: a run goes on only with the same."""
+        identity = self.model_dump(mode="json", exclude={"checkpoints", "reporting"})
+        del identity["training"]["auto_resume"]
+        return identity
+
+
+class Phase1Config(Phase2Config):
+    """`phase1_pretraining.yaml`."""
+
+    model: ModelConfig = ModelConfig()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def load_data_config(folder: Path) -> DataConfig:
+    """Read `data.yaml`. Raises `ConfigError` with every mistake in it."""
+    return _load(folder / DATA_FILE, DataConfig)
+
+
+def load_phase1_config(folder: Path) -> Phase1Config:
+    """Read `phase1_pretraining.yaml`. Raises `ConfigError` with every mistake in it."""
+    return _load(folder / PHASE_FILES[1], Phase1Config)
+
+
+def load_phase2_config(folder: Path) -> Phase2Config:
+    """Read `phase2_instruction_tuning.yaml`. Raises `ConfigError` with every mistake in it."""
+    return _load(folder / PHASE_FILES[2], Phase2Config)
+
+
+def _load(path: Path, kind: type[AnySection]) -> AnySection:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: the file is missing. Name the folder that holds it with --config or SVITLO_CONFIG"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) and values is not None:
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__} {str(values)[:60]!r}")
+    try:
+        return kind.model_validate(values or {})
+    except ValidationError as error:
+        mistakes = [_explain(kind, mistake) for mistake in error.errors()]
+        heading = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise ConfigError("\n".join([f"{path}: {heading}", *(f"  {mistake}" for mistake in mistakes)])) from None
+
+
+def _explain(kind: type[Section], mistake: Any) -> str:
+    """One line: key, value, reason and, for an unknown key, the nearest valid one."""
+    location = mistake["loc"]
+    key = ".".join(str(part) for part in location) or "(whole file)"
+    if mistake["type"] == "extra_forbidden":
+        valid = _keys_at(kind, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"valid keys here: {', '.join(valid)}"
+        return f"{key}: unknown key; {hint}"
+    if mistake["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    reason = str(mistake["msg"]).removeprefix("Value error, ")
+    value = mistake["input"]
+    shown = "" if isinstance(value, (dict, list, BaseModel)) else f" = {value!r}"
+    return f"{key}{shown}: {reason[0].lower() + reason[1:]}"
+
+
+def _keys_at(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
+    """The valid keys of the section at `location`."""
+    section: Any = kind
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = section.model_fields[part].annotation
+        arguments = getattr(section, "__args__", None)
+        if arguments:
+            section = arguments[0]
+    return sorted(section.model_fields)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML silently takes the last of two equal keys; a user never means that."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key}` stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,43 @@
+"""Validation loss with the exact softmax, and what the model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from svitlo.training.batches import IGNORED, Batches, MicroBatch
+from svitlo.training.loss import head_loss
+
+
+def hidden_states(model: GPT2LMHeadModel, batch: MicroBatch, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the head needs: the last hidden states where there is loss [positions, width], and their targets."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        hidden = model.transformer(input_ids=batch.inputs, use_cache=False).last_hidden_state
+    has_loss = batch.targets != IGNORED
+    if bool(has_loss.all()):
+        return hidden.flatten(0, 1), batch.targets.flatten()
+    return hidden[has_loss], batch.targets[has_loss]
+
+
+def validation_loss(
+    model: GPT2LMHeadModel,
+    batches: Batches,
+    max_sequences: int | None,
+    precision: str,
+    on_batch: Callable[[], None],
+) -> float:
+    """Mean loss per token with loss, in nats. `on_batch` is called between batches and may raise to stop."""
+    total, num_targets = 0.0, 0
+    model.train(False)
+    try:
+        with torch.no_grad():
+            for batch in batches.in_order(max_sequences):
+                on_batch()
+                hidden, targets = hidden_states(model, batch, precision)
+                total += head_loss(hidden, model.lm_head.weight, targets)
+                num_targets += len(targets)
+    finally:
+        model.train()
+    return total / max(1, num_targets)

@@ -1,0 +1,226 @@
+"""One phase, step by step: batch → loss → step → save? → evaluate? → log → stop?
+
+Everything that outlives the process is in `TrainingState`; the loop can be cut off between any two lines and goes on
+from the last checkpoint with the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from svitlo.config import CheckpointConfig, Phase2Config
+from svitlo.durability.checkpoints import TrainingState, mark_best, save_checkpoint
+from svitlo.durability.interruption import Interruption
+from svitlo.reporting.progress import Progress
+from svitlo.training.batches import Batches
+from svitlo.training.evaluation import hidden_states, validation_loss
+from svitlo.training.loss import head_loss_and_gradient
+from svitlo.training.numerics import seed_for
+from svitlo.training.optimizer import set_learning_rate
+from svitlo.training.schedule import learning_rate
+
+_SECONDS_BEFORE_SAVING_AGAIN = 30.0
+
+
+class SaveSchedule:
+    """When the next periodic save is due: as early as configured, later where saving is slow."""
+
+    def __init__(self, config: CheckpointConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._saved_at = clock()
+        self._cost = 0.0
+        self._step = -1
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two saves."""
+        return max(self._config.save_every_seconds, self._cost / self._config.max_cost)
+
+    def is_due(self, step: int) -> bool:
+        every = self._config.save_every_n_steps
+        is_milestone = every is not None and step % every == 0 and step != self._step
+        return is_milestone or self._clock() - self._saved_at >= self.interval
+
+    def saved(self, step: int, seconds: float) -> None:
+        """Note that a save (or the attempt) has just ended and what it cost."""
+        self._saved_at = self._clock()
+        self._cost = max(seconds, (self._cost + seconds) / 2)  # one fast save does not make the disk fast
+        self._step = step
+
+
+@dataclass
+class PhaseRun:
+    """What the loop works with."""
+
+    state: TrainingState
+    model: GPT2LMHeadModel
+    optimizer: torch.optim.Optimizer
+    train: Batches
+    validation: Batches
+    config: Phase2Config
+    folder: Path
+    interruption: Interruption
+    progress: Progress
+    write_samples: Callable[[GPT2LMHeadModel], list[tuple[str, str]]]
+
+    @property
+    def precision(self) -> str:
+        """`fp32` or `bf16`, as chosen when the phase began."""
+        return str(self.state.numerics["precision"])
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole phase."""
+        return planned_steps(self.config, self.train)
+
+
+def planned_steps(config: Phase2Config, train: Batches) -> int:
+    """Optimizer steps that `max_epochs` and `max_steps` allow."""
+    steps = config.training.max_epochs * train.steps_per_epoch
+    return min(steps, config.training.max_steps or steps)
+
+
+def train_phase(run: PhaseRun) -> None:
+    """Train until the phase is finished. Raises `Interrupted` after saving where a signal asks to stop."""
+    state = run.state
+    schedule = SaveSchedule(run.config.checkpoints)
+    run.model.train()
+    while not state.finished:
+        if run.interruption.requested:
+            stop_early(run, schedule)
+        if is_evaluation_due(run):
+            save_at_any_price(run, schedule)
+            evaluate(run)
+            state.finished = reason_to_finish(run)
+        elif train_step(run) and schedule.is_due(state.global_step):
+            save(run, schedule)
+        run.progress.update(state, run.num_steps, run.config.training.max_epochs)
+    save_at_any_price(run, schedule)
+
+
+def train_step(run: PhaseRun) -> bool:
+    """One optimizer step: the mean loss over all tokens with loss in the whole batch, whatever the micro-batches.
+
+    Returns False where a signal came in between: the step is given up, and model and optimizer are as before it.
+    """
+    state, config = run.state, run.config
+    start = time.perf_counter()
+    step = state.global_step
+    batch = run.train.step(step)
+    num_targets = sum(micro_batch.num_targets for micro_batch in batch)
+    total = 0.0
+    for number, micro_batch in enumerate(batch):
+        if run.interruption.requested:
+            run.optimizer.zero_grad(set_to_none=False)
+            return False
+        torch.manual_seed(seed_for("dropout", config.training.seed, state.phase, step, number))
+        hidden, targets = hidden_states(run.model, micro_batch, run.precision)
+        loss, gradient = head_loss_and_gradient(hidden, run.model.lm_head.weight, targets, 1.0 / num_targets)
+        torch.autograd.backward(hidden, gradient)
+        total += loss
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.training.max_gradient_norm)
+    rate = learning_rate(step, run.num_steps, config.training)
+    set_learning_rate(run.optimizer, rate)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=False)
+
+    seconds = time.perf_counter() - start
+    state.global_step = step + 1
+    state.epoch = step // run.train.steps_per_epoch
+    state.loss = total / num_targets
+    state.tokens_seen += num_targets
+    state.training_seconds += seconds
+    tokens = sum(micro_batch.inputs.numel() for micro_batch in batch)
+    run.progress.step(state, rate, float(norm), tokens, seconds)
+    return True
+
+
+def is_evaluation_due(run: PhaseRun) -> bool:
+    """At the start, every so many steps and at the end, once each."""
+    step = run.state.global_step
+    is_milestone = step % run.config.evaluation.every_n_steps == 0 or step >= run.num_steps
+    return is_milestone and run.state.last_evaluated_step < step
+
+
+def evaluate(run: PhaseRun) -> None:
+    """Measure the validation loss, remember the best state, complete the sample prompts.
+
+    The state was saved just before: the best weights are a second name for that file, and an evaluation that is cut
+    off is simply done again.
+    """
+    state, config = run.state, run.config
+    start = time.perf_counter()
+    run.progress.evaluating(state)
+
+    def stop_if_asked() -> None:
+        run.progress.alive()
+        if run.interruption.requested:
+            raise run.interruption.error
+
+    loss = validation_loss(run.model, run.validation, config.evaluation.max_sequences, run.precision, stop_if_asked)
+    improved = state.best_loss is None or loss < state.best_loss - config.training.min_improvement
+    is_best = state.best_loss is None or loss < state.best_loss
+    if is_best:
+        mark_best(run.folder)
+        state.best_loss, state.best_step = loss, state.global_step
+    state.evaluations_without_improvement = 0 if improved else state.evaluations_without_improvement + 1
+    state.last_evaluated_step = state.global_step
+    samples = run.write_samples(run.model)
+    state.training_seconds += time.perf_counter() - start
+    run.progress.evaluated(state, loss, is_best, samples)
+
+
+def reason_to_finish(run: PhaseRun) -> str:
+    """Why the phase is over, or nothing."""
+    state, config = run.state, run.config.training
+    if state.global_step >= run.num_steps:
+        return f"all {run.num_steps:,} steps done"
+    if state.evaluations_without_improvement >= config.early_stopping_patience:
+        return (
+            f"stopped early at step {state.global_step:,}: {state.evaluations_without_improvement} evaluations without "
+            f"an improvement of more than {config.min_improvement:g}"
+        )
+    return ""
+
+
+def save(run: PhaseRun, schedule: SaveSchedule, *, periodic: bool = True) -> bool:
+    """Save the state; where that fails, say so, keep training on and try again later. Returns whether it is on disk."""
+    state = run.state
+    if state.global_step == run.progress.checkpoint_step and not state.finished and periodic:
+        return True
+    state.model_state_dict = run.model.state_dict()
+    state.optimizer_state_dict = run.optimizer.state_dict()
+    state.timestamp = time.time()
+    state.periodic_save = periodic
+    start = time.perf_counter()
+    try:
+        run.progress.make_durable()
+        seconds = save_checkpoint(state, run.folder, run.config.checkpoints.keep)
+    except (OSError, RuntimeError) as error:
+        schedule.saved(state.global_step, time.perf_counter() - start)
+        run.progress.save_failed(state, error.__context__ if isinstance(error.__context__, OSError) else error)
+        return False
+    schedule.saved(state.global_step, seconds)
+    run.progress.saved(state, seconds)
+    return True
+
+
+def save_at_any_price(run: PhaseRun, schedule: SaveSchedule) -> None:
+    """Save what later work starts from (the best weights, the end of a phase): a full disk is waited for."""
+    while not save(run, schedule, periodic=False):
+        run.interruption.wait(_SECONDS_BEFORE_SAVING_AGAIN)
+        run.progress.alive()
+
+
+def stop_early(run: PhaseRun, schedule: SaveSchedule) -> None:
+    """Save, if configured, and raise `Interrupted`."""
+    if run.config.checkpoints.emergency_save_on_interrupt:
+        save(run, schedule, periodic=False)
+    raise run.interruption.error

@@ -1,0 +1,215 @@
+"""Builds what a phase works with: a fresh start, or the newest checkpoint if there is one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from svitlo.config import PHASE_FILES, ModelConfig, Phase1Config, Phase2Config
+from svitlo.data.shards import ConversationSet, Manifest, TokenStream
+from svitlo.data.tokenizer import Tokenizer
+from svitlo.durability.checkpoints import (
+    Rejected,
+    TrainingState,
+    find_best,
+    find_newest,
+    load_checkpoint,
+    set_aside_newer,
+)
+from svitlo.durability.files import digest_of
+from svitlo.durability.interruption import Interruption
+from svitlo.errors import ConfigError, DataError
+from svitlo.generate import complete
+from svitlo.reporting.progress import Progress
+from svitlo.training import numerics
+from svitlo.training.batches import Batches, ConversationBatches, TextBatches
+from svitlo.training.loop import PhaseRun, planned_steps
+from svitlo.training.model import build_model, grow_vocabulary
+from svitlo.training.optimizer import build_optimizer
+from svitlo.volumes import Volumes
+
+
+def phase_of(path: Path) -> int:
+    """The phase of a checkpoint file. Raises `CheckpointError`."""
+    return load_checkpoint(path).phase
+
+
+def finished_phases(volumes: Volumes) -> tuple[int, ...]:
+    """The phases whose newest checkpoint says that they are over."""
+    states = {phase: find_newest(volumes.checkpoints(phase), phase, lambda _: None) for phase in (1, 2)}
+    return tuple(phase for phase, state in states.items() if state is not None and state.finished)
+
+
+def prepare_phase(
+    *,
+    volumes: Volumes,
+    config: Phase2Config,
+    phase: int,
+    manifest: Manifest,
+    resume: Path | None,
+    interruption: Interruption,
+    progress: Progress,
+) -> PhaseRun | None:
+    """Everything that the loop needs, at the step where the phase stands; None where the phase is over already."""
+    numerics.keep_freed_memory()
+    numerics.set_threads(config.numerics.threads)
+    folder = volumes.checkpoints(phase)
+
+    def on_rejected(rejected: Rejected) -> None:
+        progress.fell_back(rejected)
+
+    state: TrainingState | None
+    if resume is not None:
+        state = load_checkpoint(resume, phase)
+        set_aside_newer(folder, state.global_step)
+    else:
+        state = find_newest(folder, phase, on_rejected)
+    if state is None:
+        state = _fresh_state(volumes, config, phase, manifest, on_rejected)
+        is_resumed = False
+    else:
+        _refuse_another_run(state, config, manifest, volumes, progress)
+        if not config.training.auto_resume and resume is None and not state.finished:
+            raise ConfigError(
+                f"{PHASE_FILES[phase]}: training.auto_resume = false, and {folder} holds a checkpoint of step "
+                f"{state.global_step:,}. Set it to true to go on, or move the run aside with `make new-run`"
+            )
+        is_resumed = True
+    if state.finished:
+        return None
+
+    shape = ModelConfig(**state.model)
+    model = build_model(shape, state.vocab_size, config.training.dropout)
+    model.load_state_dict(state.model_state_dict)
+    # Padding stands on the right, where nothing looks; knowing its number, transformers would only ask for a mask.
+    model.config.pad_token_id = None
+    optimizer = build_optimizer(model, config.training)
+    if state.optimizer_state_dict:
+        optimizer.load_state_dict(state.optimizer_state_dict)
+    train, validation = (_batches(volumes, config, phase, manifest, state, split) for split in ("train", "validation"))
+    num_steps = planned_steps(config, train)
+    if is_resumed:
+        progress.resumed(state, num_steps, train.steps_per_epoch)
+    else:
+        progress.began(state, num_steps, sum(parameter.numel() for parameter in model.parameters()))
+    return PhaseRun(
+        state=state,
+        model=model,
+        optimizer=optimizer,
+        train=train,
+        validation=validation,
+        config=config,
+        folder=folder,
+        interruption=interruption,
+        progress=progress,
+        write_samples=_sample_writer(config, phase),
+    )
+
+
+def _fresh_state(
+    volumes: Volumes,
+    config: Phase2Config,
+    phase: int,
+    manifest: Manifest,
+    on_rejected: Callable[[Rejected], None],
+) -> TrainingState:
+    """Step 0: random weights in phase 1; in phase 2 phase 1's best weights with a row for the padding token."""
+    identity = config.identity()
+    if phase == 1:
+        assert isinstance(config, Phase1Config)
+        shape, vocab_size = config.model, manifest.vocab_size
+        run_id = uuid.uuid4().hex[:12]
+        torch.manual_seed(numerics.seed_for("weights", config.training.seed))
+        weights = build_model(shape, vocab_size).state_dict()
+    else:
+        before = find_best(volumes.checkpoints(1), 1, on_rejected)
+        shape, vocab_size, run_id = ModelConfig(**before.model), before.vocab_size + 1, before.run_id
+        weights = grow_vocabulary(before.model_state_dict, vocab_size)
+    return TrainingState(
+        phase=phase,
+        vocab_size=vocab_size,
+        model=shape.model_dump(),
+        configuration=identity,
+        configuration_digest=digest_of(identity),
+        data_digest=manifest.digest,
+        numerics=numerics.describe(config.numerics.threads, numerics.resolve_precision(config.numerics.precision)),
+        run_id=run_id,
+        model_state_dict=weights,
+    )
+
+
+def _refuse_another_run(
+    state: TrainingState, config: Phase2Config, manifest: Manifest, volumes: Volumes, progress: Progress
+) -> None:
+    """Raise where configuration or data are not those that the checkpoint was made with; note a different machine."""
+    file = PHASE_FILES[state.phase]
+    changes = _differences(state.configuration, config.identity())
+    if changes:
+        raise ConfigError(
+            f"{file}: the configuration has changed since this run began (step {state.global_step:,} of phase "
+            f"{state.phase}): {'; '.join(changes)}. Take the change back, or begin another run with `make new-run`"
+        )
+    if state.data_digest != manifest.digest:
+        raise DataError(
+            f"{volumes.data(state.phase) / 'manifest.json'}: not the data that this run began with (now "
+            f"{manifest.digest[:12]}, then {state.data_digest[:12]}). Restore data.yaml and the source files, so that "
+            f"data-prep makes the same shards again, or begin another run with `make new-run`"
+        )
+    here = numerics.describe(config.numerics.threads, state.numerics["precision"])
+    changes = _differences(state.numerics, here)
+    if changes:
+        progress.numerics_changed("; ".join(changes))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`section.key was X, is now Y` for each difference between two configurations."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            lines += _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            lines.append(f"{prefix}{key} was {before}, is now {now}")
+    return lines
+
+
+def _batches(
+    volumes: Volumes, config: Phase2Config, phase: int, manifest: Manifest, state: TrainingState, split: str
+) -> Batches:
+    folder, training, positions = volumes.data(phase), config.training, int(state.model["positions"])
+    sizes = (training.micro_batch, training.gradient_accumulation, training.seed)
+    batches: Batches
+    if phase == 1:
+        batches = TextBatches(TokenStream(folder, manifest, split), positions, *sizes)
+    else:
+        window = int(manifest.configuration["sequence_length"])
+        if window > positions:
+            raise ConfigError(
+                f"data.yaml: phase2.sequence_length = {window}, but the model has {positions} positions "
+                f"({PHASE_FILES[1]}: model.positions). Make the first at most the second"
+            )
+        batches = ConversationBatches(ConversationSet(folder, manifest, split), state.vocab_size - 1, *sizes)
+    if batches.num_sequences < 1:
+        raise DataError(
+            f"{folder}: the {split} data is shorter than one sequence of {positions} tokens. Add text, or raise "
+            f"validation_fraction in data.yaml if it is the validation data"
+        )
+    return batches
+
+
+def _sample_writer(config: Phase2Config, phase: int) -> Callable[[GPT2LMHeadModel], list[tuple[str, str]]]:
+    tokenizer = Tokenizer()
+    reporting = config.reporting
+
+    def write_samples(model: GPT2LMHeadModel) -> list[tuple[str, str]]:
+        return [
+            (prompt, complete(model, tokenizer, prompt, phase, reporting.sample_tokens))
+            for prompt in (reporting.sample_prompts if reporting.sample_tokens else [])
+        ]
+
+    return write_samples

@@ -1,0 +1,140 @@
+"""Where every file lives on the volumes. No other module builds such a path.
+
+Each volume (a sub-folder of the root, or a mount of its own) holds a marker file that only `svitlo setup` writes.
+A disk that mounts late looks like an empty folder: without its marker it is never taken for a new, empty volume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from svitlo.durability.files import write_durably
+from svitlo.errors import VolumeError
+
+VOLUME_NAMES = ("raw", "data", "checkpoints", "logs", "export", "cache")
+MARKER = ".svitlo-volume"
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """The paths below one root folder."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def data(self, phase: int) -> Path:
+        """The folder of one phase's shards and manifest."""
+        return self.root / "data" / f"phase{phase}"
+
+    def checkpoints(self, phase: int) -> Path:
+        """The folder of one phase's checkpoints."""
+        return self.root / "checkpoints" / f"phase{phase}"
+
+    @property
+    def trainer_lock(self) -> Path:
+        return self.root / "checkpoints" / ".lock"
+
+    @property
+    def prepare_lock(self) -> Path:
+        return self.root / "data" / ".lock"
+
+    @property
+    def completion(self) -> Path:
+        """Written last of all: the run is finished and its model exported."""
+        return self.root / "checkpoints" / "complete.json"
+
+    @property
+    def trainer_state(self) -> Path:
+        """Which process trains, or how the last one ended: what tells a power cut from a stop."""
+        return self.root / "checkpoints" / "process.json"
+
+    @property
+    def model(self) -> Path:
+        """The exported model."""
+        return self.root / "export" / "model"
+
+    @property
+    def status(self) -> Path:
+        return self.logs / "status.json"
+
+    @property
+    def prepare_status(self) -> Path:
+        return self.logs / "data-prep.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.logs / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.logs / "events.jsonl"
+
+    def require(self, *names: str) -> None:
+        """Raise `VolumeError` unless each named volume is there, was set up, and can be used as it must be."""
+        for name in names:
+            folder = self.root / name
+            if not (folder / MARKER).is_file():
+                raise VolumeError(
+                    f"volume {folder}: its marker file {MARKER} is missing, so the folder was never set up or its disk "
+                    f"is not mounted (yet). Mount the disk, or set the volumes up once: `svitlo setup --volumes "
+                    f"{self.root}` (in containers `docker compose up -d` does it)"
+                )
+
+    def require_writable(self, *names: str) -> None:
+        """Like `require`, and also raise `VolumeError` where files cannot be written."""
+        self.require(*names)
+        for name in names:
+            folder = self.root / name
+            if not os.access(folder, os.W_OK | os.X_OK):
+                owner = folder.stat()
+                raise VolumeError(
+                    f"volume {folder}: not writable for user {os.getuid()}:{os.getgid()} (it belongs to "
+                    f"{owner.st_uid}:{owner.st_gid}, or is mounted read-only). Give it to this user with "
+                    f"`chown -R {os.getuid()}:{os.getgid()} {folder}`, or set PUID and PGID in .env to its owner"
+                )
+
+    def set_up(self, owner: tuple[int, int] | None = None) -> list[str]:
+        """Create the volumes and their markers where missing; give them to `owner` (uid, gid) when run as root.
+
+        Never touches what is inside a volume that has a marker. Returns the names of the volumes made ready now.
+        """
+        made = []
+        for name in VOLUME_NAMES:
+            folder = self.root / name
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if owner is not None and os.getuid() == 0 and _owner(folder) != owner:
+                    os.chown(folder, *owner)
+                marker = folder / MARKER
+                if not marker.is_file():
+                    identity = json.dumps({"volume": name, "id": uuid.uuid4().hex}) + "\n"
+                    write_durably(marker, lambda file, text=identity: file.write(text.encode()))  # type: ignore[misc]
+                    if owner is not None and os.getuid() == 0:
+                        os.chown(marker, *owner)
+                    made.append(name)
+            except OSError as error:
+                raise VolumeError(
+                    f"volume {folder}: cannot be set up ({error.strerror}). Make the folder writable, or name another "
+                    f"one with --volumes or SVITLO_VOLUMES"
+                ) from error
+        return made
+
+
+def _owner(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_uid, status.st_gid

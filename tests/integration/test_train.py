@@ -1,0 +1,282 @@
+"""`svitlo train` through the real command: both phases, every kind of interruption, the same bits in the end."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from svitlo.reporting.metrics import comparable, read_metrics
+from tests.conftest import Job, kill
+
+CLOCK_FIELDS = {"timestamp", "training_seconds", "run_id", "periodic_save"}
+
+
+def last(job: Job, phase: int, name: str = "last_checkpoint.pt") -> dict[str, Any]:
+    return torch.load(job.volumes / "checkpoints" / f"phase{phase}" / name, weights_only=True)
+
+
+def metrics(job: Job) -> list[dict[str, Any]]:
+    return comparable(read_metrics(job.volumes / "logs" / "metrics.jsonl"))
+
+
+def events(job: Job) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.volumes / "logs" / "events.jsonl").read_text().splitlines()]
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Bit for bit, through tensors, dictionaries and lists."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert one.equal(other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one.keys() - (CLOCK_FIELDS if not where else set()):
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}/{number}")
+    else:
+        assert one == other, where
+
+
+def assert_same_run(job: Job, reference: Job) -> None:
+    for phase in (1, 2):
+        for name in ("last_checkpoint.pt", "best_checkpoint.pt"):
+            assert_same(last(job, phase, name), last(reference, phase, name))
+    assert metrics(job) == metrics(reference)
+    model = "export/model/model.safetensors"
+    assert (job.volumes / model).read_bytes() == (reference.volumes / model).read_bytes()
+
+
+def wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
+    """Read the output up to a line that matches. The time limit is pytest's."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"no line matches {pattern!r}:\n" + "".join(seen[-30:]))
+
+
+def test_a_run_learns_in_both_phases_and_is_exported(trained: Job) -> None:
+    first, second = last(trained, 1), last(trained, 2)
+    assert first["finished"]
+    assert second["finished"]
+    assert first["global_step"] == second["global_step"] == 24
+    assert (first["vocab_size"], second["vocab_size"]) == (50_257, 50_258)
+    for phase, least in ((1, 1.0), (2, 0.5)):
+        losses = [r["validation_loss"] for r in metrics(trained) if r["kind"] == "evaluation" and r["phase"] == phase]
+        assert len(losses) == 4
+        assert losses[0] - losses[-1] > least
+    steps = [(r["phase"], r["step"]) for r in metrics(trained) if r["kind"] == "step"]
+    assert steps == [(phase, step) for phase in (1, 2) for step in range(1, 25)]
+    assert (trained.volumes / "export" / "model" / "model.safetensors").is_file()
+
+
+def test_two_runs_end_in_the_same_bits_whatever_the_save_interval(trained: Job, prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    for file in ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml"):
+        job.change(file, "checkpoints", save_every_seconds=1000, save_every_n_steps=None)
+    job.run("train")
+    assert_same_run(job, trained)
+
+
+@pytest.mark.crash
+def test_killed_again_and_again_it_ends_in_the_same_bits(trained: Job, prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    kills = 0
+    for pattern in ("phase 1 begins", "phase 1 .* step [1-9]", "phase 1, step 16", "phase 2 begins", "phase 2, step 8"):
+        process = job.start("train")
+        wait_for_line(process, pattern)
+        time.sleep(rng.uniform(0, 1.0))
+        assert process.poll() is None, "it must still run when it is killed"
+        kill(process)
+        kills += 1
+    job.run("train")
+    assert_same_run(job, trained)
+    cut_off = [event for event in events(job) if event["event"] == "cut off"]
+    assert len(cut_off) == kills, "every cut is noticed"
+    resumed = [event for event in events(job) if event["event"] == "resumed"]
+    assert resumed
+    assert all("of work repeated" in event["message"] or "no work repeated" in event["message"] for event in resumed)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_last_finished_step_at_once(
+    trained: Job, prepared: Job, tmp_path: Path, number: int
+) -> None:
+    job = prepared.copy(tmp_path)
+    for file in ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml"):
+        job.change(file, "checkpoints", save_every_seconds=1000, save_every_n_steps=None)
+    for pattern in ("phase 1 .* step [1-7] ", "phase 1, step 8", "phase 2 .* step ([1-9]|1[0-9]) "):
+        process = job.start("train")
+        wait_for_line(process, pattern)
+        start = time.monotonic()
+        assert kill(process, number) == 128 + number
+        assert time.monotonic() - start < 10
+    steps = [r["step"] for r in read_metrics(job.volumes / "logs" / "metrics.jsonl") if r["kind"] == "step"]
+    assert last(job, 2)["global_step"] == steps[-1], "no finished step is lost"
+    job.run("train")
+    assert_same_run(job, trained)
+    resumed = [event for event in events(job) if event["event"] == "resumed"]
+    assert [event["repeated_steps"] for event in resumed] == [0] * len(resumed)
+
+
+@pytest.mark.crash
+def test_a_damaged_last_checkpoint_costs_a_few_steps_and_not_the_result(
+    trained: Job, prepared: Job, tmp_path: Path
+) -> None:
+    job = prepared.copy(tmp_path)
+    process = job.start("train")
+    wait_for_line(process, "phase 1, step 16")
+    kill(process)
+    path = job.volumes / "checkpoints" / "phase1" / "last_checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+    job.run("train")
+    assert_same_run(job, trained)
+    fell_back = [event for event in events(job) if event["event"] == "fell back"]
+    assert len(fell_back) == 1
+    assert "checksum" in fell_back[0]["message"]
+    assert (path.parent / "last_checkpoint.pt.broken").exists()
+
+
+def test_nothing_usable_stops_with_an_explanation(trained: Job, tmp_path: Path) -> None:
+    job = trained.copy(tmp_path)
+    (job.volumes / "checkpoints" / "complete.json").unlink()
+    for path in (job.volumes / "checkpoints" / "phase1").glob("*.pt"):
+        path.write_bytes(b"")
+    done = job.run("train", check=2)
+    assert "none of them is usable" in done.stderr
+    assert "make restore" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_finished_run_is_recognised_without_torch(trained: Job) -> None:
+    done = subprocess.run(
+        [trained.command("train")[0], "-X", "importtime", *trained.command("train")[1:]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "training is complete" in done.stdout
+    assert " torch" not in done.stderr
+
+
+def test_a_changed_configuration_is_refused_and_named(trained: Job, tmp_path: Path) -> None:
+    job = trained.copy(tmp_path)
+    job.change("phase1_pretraining.yaml", "training", learning_rate=1e-4)
+    assert "configuration of phase 1 has changed" in job.run("train", check=2).stderr
+    (job.volumes / "checkpoints" / "complete.json").unlink()
+    message = job.run("train", check=2).stderr
+    assert "training.learning_rate was 0.003, is now 0.0001" in message
+    assert "make new-run" in message
+
+
+def test_changed_data_is_refused(trained: Job, tmp_path: Path) -> None:
+    job = trained.copy(tmp_path)
+    (job.volumes / "checkpoints" / "complete.json").unlink()
+    with open(job.volumes / "raw" / "encyclopedia.txt", "a", encoding="utf-8") as file:
+        file.write("\nNew article\nThis text was not there before, and it is long enough to be kept as a document.\n")
+    job.run("prepare")
+    assert "not the data that this run began with" in job.run("train", check=2).stderr
+
+
+def test_a_damaged_shard_is_refused(prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    path = job.volumes / "data" / "phase1" / "train-00000.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    message = job.run("train", check=2).stderr
+    assert "train-00000.npy" in message
+    assert "svitlo prepare" in message
+
+
+def test_phase_2_alone_explains_what_is_missing(prepared: Job, tmp_path: Path) -> None:
+    assert "Run phase 1 first" in prepared.copy(tmp_path).run("train", "--phase", "2", check=2).stderr
+
+
+def test_one_phase_at_a_time_gives_the_same_run(trained: Job, prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    assert "phase 1 finished" in job.run("train", "--phase", "1").stdout
+    assert not (job.volumes / "checkpoints" / "phase2").exists()
+    job.run("train", "--phase", "2")
+    assert_same_run(job, trained)
+
+
+def test_resume_from_a_chosen_checkpoint(trained: Job, tmp_path: Path) -> None:
+    job = trained.copy(tmp_path)
+    older = sorted((job.volumes / "checkpoints" / "phase2").glob("checkpoint-*.pt"))[0]
+    done = job.run("train", "--resume", str(older))
+    assert f"resumed at step {int(older.stem.split('-')[1])} of 24" in done.stdout
+    assert list((job.volumes / "checkpoints" / "phase2").glob("*.superseded"))
+    assert_same_run(job, trained)
+
+
+def test_auto_resume_off_refuses_to_start_over_checkpoints(trained: Job, tmp_path: Path) -> None:
+    job = trained.copy(tmp_path)
+    (job.volumes / "checkpoints" / "complete.json").unlink()
+    state = torch.load(job.volumes / "checkpoints" / "phase1" / "last_checkpoint.pt", weights_only=True)
+    assert state["finished"]
+    state["finished"] = ""
+    torch.save(state, job.volumes / "checkpoints" / "phase1" / "last_checkpoint.pt")
+    job.change("phase1_pretraining.yaml", "training", auto_resume=False)
+    assert "auto_resume" in job.run("train", check=2).stderr
+
+
+def test_early_stopping_survives_interruptions(prepared: Job, tmp_path: Path) -> None:
+    """Nothing improves by 5 nats, so the second evaluation after the first ends the phase, interrupted or not."""
+    job = prepared.copy(tmp_path)
+    job.change("phase1_pretraining.yaml", "training", min_improvement=5.0, early_stopping_patience=2)
+    process = job.start("train", "--phase", "1")
+    wait_for_line(process, "phase 1, step 8")
+    kill(process, signal.SIGTERM)
+    done = job.run("train", "--phase", "1")
+    assert "stopped early at step 16" in done.stdout
+    assert last(job, 1)["global_step"] == 16
+
+
+def test_it_waits_for_data_and_stops_when_asked(prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    (job.volumes / "data" / "phase1" / "manifest.json").rename(tmp_path / "manifest.json")
+    process = job.start("train", "--phase", "1")
+    wait_for_line(process, "waiting for the data of phase 1")
+    assert json.loads((job.volumes / "logs" / "status.json").read_text())["state"] == "waiting for data"
+    (tmp_path / "manifest.json").rename(job.volumes / "data" / "phase1" / "manifest.json")
+    wait_for_line(process, "phase 1 begins")
+    assert kill(process, signal.SIGTERM) == 143
+
+
+def test_a_volume_that_was_never_set_up_is_not_taken_for_an_empty_one(prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    (job.volumes / "checkpoints" / ".svitlo-volume").unlink()
+    for command in (("train",), ("train", "--hold")):
+        done = job.run(*command, check=1)
+        assert "marker file" in done.stderr
+        assert "svitlo setup" in done.stderr
+
+
+def test_two_trainers_do_not_share_a_volume(prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    process = job.start("train", "--phase", "1")
+    wait_for_line(process, "phase 1 begins")
+    assert "another trainer" in job.run("train", check=2).stderr
+    kill(process)

@@ -1,0 +1,270 @@
+"""Checkpoints: complete at every instant, verified before use, never overwritten by a start from zero."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from svitlo.config import CheckpointConfig
+from svitlo.durability import checkpoints
+from svitlo.durability.checkpoints import (
+    BEST,
+    LAST,
+    Rejected,
+    TrainingState,
+    find_best,
+    find_newest,
+    load_checkpoint,
+    mark_best,
+    save_checkpoint,
+)
+from svitlo.errors import CheckpointError
+from svitlo.training.loop import SaveSchedule
+
+
+def make_state(step: int, phase: int = 1) -> TrainingState:
+    return TrainingState(
+        phase=phase,
+        vocab_size=10,
+        model={"layers": 1, "width": 8, "heads": 1, "positions": 32},
+        configuration={"training": {"seed": 1}},
+        configuration_digest="c",
+        data_digest="d",
+        numerics={"threads": 1, "precision": "fp32"},
+        run_id="r",
+        global_step=step,
+        model_state_dict={"weight": torch.full((50, 8), float(step))},
+        optimizer_state_dict={"state": {0: {"exp_avg": torch.full((50, 8), -float(step))}}},
+    )
+
+
+def save_steps(folder: Path, *steps: int, keep: int = 3) -> None:
+    for step in steps:
+        save_checkpoint(make_state(step), folder, keep)
+
+
+def no_rejections(rejected: Rejected) -> None:
+    raise AssertionError(rejected)
+
+
+def test_a_saved_state_comes_back_whole(tmp_path: Path) -> None:
+    save_steps(tmp_path, 7)
+    state = find_newest(tmp_path, 1, no_rejections)
+    assert state is not None
+    assert state.global_step == 7
+    assert state.model_state_dict["weight"].equal(torch.full((50, 8), 7.0))
+    assert state.optimizer_state_dict["state"][0]["exp_avg"].equal(torch.full((50, 8), -7.0))
+    # The promise to other tools: a plain dictionary that needs no class of ours.
+    content = torch.load(tmp_path / LAST, weights_only=True)
+    assert {
+        "phase", "epoch", "global_step", "model_state_dict", "optimizer_state_dict", "loss", "timestamp",
+        "periodic_save", "vocab_size",
+    } <= set(content)  # fmt: skip
+
+
+def test_generations_are_kept_and_the_oldest_removed(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2, 3, 4, 5, keep=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-000000003.pt",
+        "checkpoint-000000004.pt",
+        LAST,
+    ]
+
+
+def test_a_complete_last_checkpoint_exists_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the folder at every system call that changes names."""
+    save_steps(tmp_path, 1)
+    seen = []
+    for name in ("rename", "link", "unlink"):
+        real = getattr(os, name)
+
+        def watched(*arguments: object, real: object = real, **options: object) -> object:
+            seen.append(load_checkpoint(tmp_path / LAST).global_step)
+            result = real(*arguments, **options)  # type: ignore[operator]
+            seen.append(load_checkpoint(tmp_path / LAST).global_step)
+            return result
+
+        monkeypatch.setattr(os, name, watched)
+    save_steps(tmp_path, 2, 3)
+    assert len(seen) >= 8
+    assert seen == sorted(seen)
+    assert set(seen) == {1, 2, 3}
+
+
+def damage_truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def damage_empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def damage_tensor_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    position = content.find(torch.full((50,), 3.0).numpy().tobytes()) + 17
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def damage_zero_page(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    position = content.find(torch.full((50,), 3.0).numpy().tobytes())
+    content[position : position + 1024] = bytes(1024)
+    path.write_bytes(content)
+
+
+def damage_text(path: Path) -> None:
+    path.write_text("not a checkpoint\n" * 100)
+
+
+def damage_pickle_bomb(path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {path.parent / 'exploded'}",)
+
+    torch.save({"global_step": 10**6, "bomb": Bomb()}, path, pickle_module=pickle)
+
+
+def damage_other_phase(path: Path) -> None:
+    save_checkpoint(make_state(99, phase=2), path.parent / "elsewhere", 3)
+    os.replace(path.parent / "elsewhere" / LAST, path)
+
+
+def damage_symbolic_link(path: Path) -> None:
+    os.rename(path, path.with_suffix(".real"))
+    path.symlink_to(path.with_suffix(".real"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_truncate, damage_empty, damage_tensor_bit, damage_zero_page, damage_text, damage_pickle_bomb,
+        damage_other_phase, damage_symbolic_link,
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damage: object) -> None:
+    save_steps(tmp_path, 1, 2, 3)
+    damage(tmp_path / LAST)  # type: ignore[operator]
+    rejections: list[Rejected] = []
+    state = find_newest(tmp_path, 1, rejections.append)
+    assert state is not None
+    assert state.global_step == 2
+    assert [rejected.path.name for rejected in rejections] == [LAST]
+    assert rejections[0].reason
+    assert (tmp_path / (LAST + ".broken")).exists() or (tmp_path / (LAST + ".broken")).is_symlink()
+    assert load_checkpoint(tmp_path / LAST).global_step == 2, "the good one takes the name"
+    assert not (tmp_path / "exploded").exists(), "nothing from a checkpoint is ever executed"
+
+
+def test_truncation_at_any_length_is_noticed(tmp_path: Path) -> None:
+    save_steps(tmp_path, 3)
+    content = (tmp_path / LAST).read_bytes()
+    lengths = random.Random(1).sample(range(len(content)), 150)
+    for length in lengths:
+        (tmp_path / "cut.pt").write_bytes(content[:length])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(tmp_path / "cut.pt")
+
+
+def test_where_nothing_is_usable_training_never_starts_from_zero(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    for path in tmp_path.glob("*.pt"):
+        damage_empty(path)
+    for _ in range(2):  # also on the next start, when only the set-aside files are left
+        with pytest.raises(CheckpointError, match="none of them is usable"):
+            find_newest(tmp_path, 1, lambda _: None)
+
+
+def test_an_empty_folder_means_a_new_run(tmp_path: Path) -> None:
+    assert find_newest(tmp_path, 1, no_rejections) is None
+    assert find_newest(tmp_path / "missing", 1, no_rejections) is None
+
+
+def test_order_is_by_the_step_inside_not_by_the_clock(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    os.utime(tmp_path / "checkpoint-000000001.pt", (4e9, 4e9))
+    os.utime(tmp_path / LAST, (1, 1))
+    state = find_newest(tmp_path, 1, no_rejections)
+    assert state is not None
+    assert state.global_step == 2
+
+
+def test_the_best_state_outlives_newer_ones_and_its_loss_falls_back(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    mark_best(tmp_path)
+    for step in (2, 3, 4, 5, 6):
+        state = make_state(step)
+        state.best_step, state.best_loss = 1, 1.0
+        save_checkpoint(state, tmp_path, 3)
+    assert find_best(tmp_path, 1, no_rejections).global_step == 1
+    damage_truncate(tmp_path / BEST)
+    rejections: list[Rejected] = []
+    assert find_best(tmp_path, 1, rejections.append).global_step == 6
+    assert rejections
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_full_or_broken_disk_leaves_the_old_checkpoint_and_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    save_steps(tmp_path, 1, 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if call == "fsync":
+        monkeypatch.setattr(os, "fsync", _raise_io_error)
+    else:
+        monkeypatch.setattr(torch, "save", _write_a_little_then_fail)
+    with pytest.raises(OSError):  # noqa: PT011 — whatever the system says
+        save_steps(tmp_path, 3)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    save_steps(tmp_path, 3)
+    assert load_checkpoint(tmp_path / LAST).global_step == 3
+
+
+def _raise_io_error(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def _write_a_little_then_fail(_: object, file: object) -> None:
+    file.write(b"x" * 5000)  # type: ignore[attr-defined]
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_fsync_comes_before_rename_and_the_folder_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("fsync", "rename"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+    save_steps(tmp_path, 1)
+    assert calls[-3:] == ["fsync", "rename", "fsync"] or calls[-4:] == ["fsync", "rename", "fsync", "fsync"]
+    assert not list(tmp_path.glob("*.tmp"))
+    assert checkpoints.LAST == LAST
+
+
+def test_saving_is_as_often_as_configured_unless_it_is_slow() -> None:
+    now = [0.0]
+    schedule = SaveSchedule(CheckpointConfig(save_every_seconds=60, max_cost=0.01), clock=lambda: now[0])
+    assert not schedule.is_due(1)
+    now[0] = 60
+    assert schedule.is_due(2)
+    schedule.saved(2, seconds=0.5)
+    assert schedule.interval == 60
+    now[0] = 120
+    assert schedule.is_due(3)
+    schedule.saved(3, seconds=3.0)
+    assert schedule.interval == 300, "3 s of saving are 1 % of 300 s"
+    now[0] = 180
+    assert not schedule.is_due(4)
+
+
+def test_saving_every_n_steps_happens_once_per_milestone() -> None:
+    schedule = SaveSchedule(CheckpointConfig(save_every_n_steps=5), clock=lambda: 0.0)
+    assert [step for step in range(1, 12) if schedule.is_due(step)] == [5, 10]
+    schedule.saved(10, seconds=0.1)
+    assert not schedule.is_due(10)

@@ -1,0 +1,131 @@
+"""A mistake in a configuration file gives file, key, value, reason and remedy; all of them at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from svitlo.config import (
+    Phase1Config,
+    Phase2Config,
+    load_data_config,
+    load_phase1_config,
+    load_phase2_config,
+)
+from svitlo.errors import ConfigError
+from tests.conftest import DATA, ROOT
+
+
+def write(folder: Path, text: str, name: str = "phase1_pretraining.yaml") -> Path:
+    (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("value", ["5e-4", '"5e-4"', "0.0005", "5.0e-4"])
+def test_every_spelling_of_a_number_is_that_number(tmp_path: Path, value: str) -> None:
+    config = load_phase1_config(write(tmp_path, f"training: {{learning_rate: {value}}}"))
+    assert config.training.learning_rate == 0.0005
+
+
+def test_all_mistakes_are_reported_at_once_with_the_nearest_key(tmp_path: Path) -> None:
+    text = (
+        "training: {learning_rat: 1e-3, micro_batch: 0, max_epochs: three}\nmodel: {width: 100, heads: 3}\nmodle: 1\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_phase1_config(write(tmp_path, text))
+    message = str(error.value)
+    assert "5 mistakes" in message
+    for part in (
+        "phase1_pretraining.yaml",
+        "training.learning_rat: unknown key; did you mean `learning_rate`?",
+        "training.micro_batch = 0",
+        "training.max_epochs = 'three'",
+        "`width` (100) must be a multiple of `heads` (3)",
+        "modle: unknown key; did you mean `model`?",
+    ):
+        assert part in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("training: [1, 2", "not valid YAML"),
+        ("- a\n- b\n", "expected `key: value` lines"),
+        ("training: {seed: 1, seed: 2}", "the key `seed` stands here twice"),
+        ("model: {layers: -1}", "model.layers = -1"),
+        ("checkpoints: {keep: 1}", "checkpoints.keep = 1"),
+    ],
+)
+def test_one_clear_message(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=r"phase1_pretraining\.yaml") as error:
+        load_phase1_config(write(tmp_path, text))
+    assert part in str(error.value)
+
+
+def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config"):
+        load_phase1_config(tmp_path)
+
+
+def test_phase_2_has_no_shape_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model: unknown key"):
+        load_phase2_config(write(tmp_path, "model: {layers: 2}", "phase2_instruction_tuning.yaml"))
+
+
+@pytest.mark.parametrize("folder", ["config", "config/offline", "config/demo"])
+def test_the_configurations_that_come_with_the_project_are_valid(folder: str) -> None:
+    load_data_config(ROOT / folder)
+    load_phase1_config(ROOT / folder)
+    load_phase2_config(ROOT / folder)
+
+
+def test_the_default_files_say_what_the_defaults_are() -> None:
+    assert load_phase1_config(ROOT / "config") == Phase1Config()
+    written = load_phase2_config(ROOT / "config").model_dump()
+    differences = {
+        f"{section}.{key}"
+        for section, values in Phase2Config().model_dump().items()
+        for key, value in values.items()
+        if written[section][key] != value
+    }
+    assert differences == {
+        "training.max_epochs",
+        "training.learning_rate",
+        "training.dropout",
+        "reporting.sample_prompts",
+    }
+
+
+def test_what_does_not_change_the_result_is_not_part_of_the_identity() -> None:
+    base = Phase1Config()
+    for change in (
+        {"checkpoints": {"save_every_seconds": 5}},
+        {"reporting": {"sample_tokens": 1}},
+        {"training": {"auto_resume": False}},
+    ):
+        assert Phase1Config.model_validate(change).identity() == base.identity()
+    for change in ({"training": {"seed": 2}}, {"numerics": {"threads": 3}}, {"evaluation": {"every_n_steps": 7}}):
+        assert Phase1Config.model_validate(change).identity() != base.identity()
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"hub": "a/b"}, "exactly one origin"),
+        ({"files": None}, "exactly one origin"),
+        ({"files": None, "hub": "a/b"}, "`revision` is missing"),
+        ({"format": "alpaca"}, "phase 1 reads text"),
+        ({"format": "texd"}, "phase1.sources.0.format = 'texd'"),
+        ({"fiels": []}, "did you mean `files`?"),
+    ],
+)
+def test_sources(tmp_path: Path, change: dict[str, object], part: str) -> None:
+    content = yaml.safe_load(yaml.safe_dump(DATA))
+    content["phase1"]["sources"][0].update(change)
+    write(tmp_path, yaml.safe_dump(content), "data.yaml")
+    with pytest.raises(ConfigError) as error:
+        load_data_config(tmp_path)
+    assert part in str(error.value)
