@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake, 1 anything else, 128 + n stopped by si
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -116,12 +117,15 @@ def generate(config_dir: Path, volumes_dir: Path, text: str, max_tokens: int, te
 
 @cli.command()
 @_common
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def status(config_dir: Path, volumes_dir: Path, as_json: bool) -> None:
+@click.option("--json", "json_wanted", is_flag=True, help="As JSON.")
+def status(config_dir: Path, volumes_dir: Path, json_wanted: bool) -> None:
     """Show what is going on, on one screen."""
-    from svitlo.reporting.screen import print_screen
+    from svitlo.reporting.screen import as_json, print_screen
 
-    print_screen(Volumes(volumes_dir), as_json=as_json)
+    if json_wanted:
+        click.echo(json.dumps(as_json(Volumes(volumes_dir)), indent=2, ensure_ascii=False))
+    else:
+        print_screen(Volumes(volumes_dir))
 
 
 @cli.command()

@@ -6,13 +6,12 @@ A disk that mounts late looks like an empty folder: without its marker it is nev
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from svitlo.durability.files import write_durably
+from svitlo.durability.files import write_json
 from svitlo.errors import VolumeError
 
 VOLUME_NAMES = ("raw", "data", "checkpoints", "logs", "export", "cache")
@@ -114,27 +113,31 @@ class Volumes:
         Never touches what is inside a volume that has a marker. Returns the names of the volumes made ready now.
         """
         made = []
-        for name in VOLUME_NAMES:
-            folder = self.root / name
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if owner is not None and os.getuid() == 0 and _owner(folder) != owner:
-                    os.chown(folder, *owner)
+        try:
+            _make_owned_folder(self.root, owner)
+            for name in VOLUME_NAMES:
+                folder = self.root / name
+                _make_owned_folder(folder, owner)
                 marker = folder / MARKER
                 if not marker.is_file():
-                    identity = json.dumps({"volume": name, "id": uuid.uuid4().hex}) + "\n"
-                    write_durably(marker, lambda file, text=identity: file.write(text.encode()))  # type: ignore[misc]
-                    if owner is not None and os.getuid() == 0:
-                        os.chown(marker, *owner)
+                    write_json(marker, {"volume": name, "id": uuid.uuid4().hex})
+                    _give(marker, owner)
                     made.append(name)
-            except OSError as error:
-                raise VolumeError(
-                    f"volume {folder}: cannot be set up ({error.strerror}). Make the folder writable, or name another "
-                    f"one with --volumes or SVITLO_VOLUMES"
-                ) from error
+        except OSError as error:
+            raise VolumeError(
+                f"volume {error.filename or self.root}: cannot be set up ({error.strerror}). Make the folder writable, "
+                f"or name another one with --volumes or SVITLO_VOLUMES"
+            ) from error
         return made
 
 
-def _owner(path: Path) -> tuple[int, int]:
+def _make_owned_folder(folder: Path, owner: tuple[int, int] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _give(folder, owner)
+
+
+def _give(path: Path, owner: tuple[int, int] | None) -> None:
+    """Give one file or folder, not what is in it, to `owner`: only root can."""
     status = path.stat()
-    return status.st_uid, status.st_gid
+    if owner is not None and os.getuid() == 0 and (status.st_uid, status.st_gid) != owner:
+        os.chown(path, *owner)

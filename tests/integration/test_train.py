@@ -9,54 +9,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from svitlo.reporting.metrics import comparable, read_metrics
+from svitlo.reporting.metrics import read_metrics
 from tests.conftest import Job, kill
-
-CLOCK_FIELDS = {"timestamp", "training_seconds", "run_id", "periodic_save"}
-
-
-def last(job: Job, phase: int, name: str = "last_checkpoint.pt") -> dict[str, Any]:
-    return torch.load(job.volumes / "checkpoints" / f"phase{phase}" / name, weights_only=True)
-
-
-def metrics(job: Job) -> list[dict[str, Any]]:
-    return comparable(read_metrics(job.volumes / "logs" / "metrics.jsonl"))
-
-
-def events(job: Job) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (job.volumes / "logs" / "events.jsonl").read_text().splitlines()]
-
-
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Bit for bit, through tensors, dictionaries and lists."""
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype, where
-        assert one.equal(other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one.keys() - (CLOCK_FIELDS if not where else set()):
-            assert_same(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for number, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}/{number}")
-    else:
-        assert one == other, where
-
-
-def assert_same_run(job: Job, reference: Job) -> None:
-    for phase in (1, 2):
-        for name in ("last_checkpoint.pt", "best_checkpoint.pt"):
-            assert_same(last(job, phase, name), last(reference, phase, name))
-    assert metrics(job) == metrics(reference)
-    model = "export/model/model.safetensors"
-    assert (job.volumes / model).read_bytes() == (reference.volumes / model).read_bytes()
+from tests.support import assert_same_run, events, last, metrics
 
 
 def wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
@@ -117,14 +76,16 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(trained: Job, prepared:
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_last_finished_step_at_once(
-    trained: Job, prepared: Job, tmp_path: Path, number: int
-) -> None:
+def test_a_signal_saves_the_last_finished_step_at_once(trained: Job, prepared: Job, tmp_path: Path) -> None:
     job = prepared.copy(tmp_path)
     for file in ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml"):
         job.change(file, "checkpoints", save_every_seconds=1000, save_every_n_steps=None)
-    for pattern in ("phase 1 .* step [1-7] ", "phase 1, step 8", "phase 2 .* step ([1-9]|1[0-9]) "):
+    moments = {
+        "phase 1 .* step [1-7] ": signal.SIGTERM,
+        "phase 1, step 8": signal.SIGINT,
+        "phase 2 .* step ([1-9]|1[0-9]) ": signal.SIGTERM,
+    }
+    for pattern, number in moments.items():
         process = job.start("train")
         wait_for_line(process, pattern)
         start = time.monotonic()

@@ -133,11 +133,11 @@ def damage_pickle_bomb(path: Path) -> None:
 
 def damage_other_phase(path: Path) -> None:
     save_checkpoint(make_state(99, phase=2), path.parent / "elsewhere", 3)
-    os.replace(path.parent / "elsewhere" / LAST, path)
+    (path.parent / "elsewhere" / LAST).replace(path)
 
 
 def damage_symbolic_link(path: Path) -> None:
-    os.rename(path, path.with_suffix(".real"))
+    path.rename(path.with_suffix(".real"))
     path.symlink_to(path.with_suffix(".real"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -85,6 +86,6 @@ def test_learning_rate_rises_then_falls_to_its_floor() -> None:
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == pytest.approx(1e-3)
     assert rates.index(max(rates)) in (9, 10)
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(1e-4, rel=0.05)
     assert all(math.isfinite(learning_rate(step, 1, config)) for step in (0, 1))

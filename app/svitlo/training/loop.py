@@ -117,6 +117,7 @@ def train_step(run: PhaseRun) -> bool:
     num_targets = sum(micro_batch.num_targets for micro_batch in batch)
     total = 0.0
     for number, micro_batch in enumerate(batch):
+        run.progress.alive()
         if run.interruption.requested:
             run.optimizer.zero_grad(set_to_none=False)
             return False

@@ -1,0 +1,66 @@
+# `make` alone prints what there is.
+.DEFAULT_GOAL := help
+.PHONY: help demo up down logs status doctor env install uninstall build test lint lock .venv export backup restore verify new-run clean-demo
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## train a small model end to end in a few minutes, and see it answer
+	@docker/demo.sh
+
+up: ## start (or update) the stack on this machine
+	@docker/up.sh
+
+down: ## stop the stack; training goes on from there at the next `make up`
+	@docker compose down
+
+logs: ## follow what data-prep and trainer say
+	@docker compose logs --follow --tail 100 data-prep trainer
+
+status: ## show phase, step, losses, speed and the last events on one screen
+	@docker/tools.sh status
+
+doctor: ## check engine, CPUs, memory, disk and volumes, with a remedy for each problem
+	@docker/doctor.sh
+
+env: ## write a .env that fits this machine; keeps what is set
+	@docker/env.sh
+
+install: ## install the Docker engine where it is missing, and start the stack at boot (as root)
+	@docker/install.sh
+
+uninstall: ## remove the boot unit (as root); keeps engine, images and volumes
+	@docker/install.sh --remove
+
+build: ## build the images
+	@docker/build.sh
+
+export: ## write the best model so far to export/model, for transformers
+	@docker/tools.sh export
+
+backup: ## copy everything, also while training: DEST=folder or DEST=user@host:folder
+	@docker/backup.sh "$(DEST)"
+
+restore: ## put a backup back after verifying it: FROM=folder (FORCE=1: also over a newer run)
+	@FORCE="$(FORCE)" docker/restore.sh "$(FROM)"
+
+verify: ## check every shard, checkpoint and exported file against its digest
+	@docker/tools.sh verify
+
+new-run: ## move the present run aside and begin another one; deletes nothing
+	@YES="$(YES)" docker/new-run.sh
+
+test: lint ## run all tests; those with containers where an engine answers
+	@docker/test.sh
+
+lint: .venv ## check style, types, scripts, Dockerfile and compose.yaml
+	@docker/lint.sh
+
+lock: ## write the hash-locked requirements anew, with the newest versions
+	@docker/lock.sh
+
+clean-demo: ## remove what the demo left
+	@COMPOSE_PROJECT_NAME=svitlo-demo docker compose --progress quiet down && rm -rf volumes-demo
+
+.venv:
+	@docker/venv.sh

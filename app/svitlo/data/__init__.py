@@ -1,0 +1,1 @@
+"""Text in, shards out: sources → formats → conversations → tokenizer → shards → prepare."""

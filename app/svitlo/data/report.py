@@ -1,0 +1,197 @@
+"""What people see of a preparation: a bar or lines while it runs, a table at the end, logs/data-prep.json."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from svitlo.data.shards import Manifest
+from svitlo.durability.files import write_json
+
+LINE_EVERY_SECONDS = 5.0
+STATUS_EVERY_SECONDS = 2.0
+BAR_EVERY_SECONDS = 0.2
+
+
+class Reporter:
+    """Prints to `output` and keeps the status file up to date; problems with either never stop the work."""
+
+    def __init__(
+        self, status_path: Path, output: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._status_path = status_path
+        self._output = output or sys.stdout
+        self._clock = clock
+        self._is_terminal = self._output.isatty()
+        self._bar: Any = None
+        self._bar_task: Any = None
+        self._phase: int | None = None
+        self._documents = 0
+        self._tokens = 0
+        self._tokens_at_start = 0
+        self._fraction = 0.0
+        self._fraction_at_start = 0.0
+        self._started = 0.0
+        self._next_line = self._next_status = self._next_bar = 0.0
+
+    def say(self, message: str) -> None:
+        """One line."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False)
+        else:
+            print(message, file=self._output, flush=True)
+
+    def begin(self, phase: int, documents: int, tokens: int, fraction: float = 0.0) -> None:
+        """A phase begins, or goes on at so many documents and tokens."""
+        now = self._clock()
+        self._phase, self._documents, self._tokens = phase, documents, tokens
+        self._tokens_at_start, self._fraction_at_start, self._fraction = tokens, fraction, fraction
+        self._started = now
+        self._next_line, self._next_status, self._next_bar = now + LINE_EVERY_SECONDS, now, now
+        if self._is_terminal:
+            self._start_bar()
+        self.status("preparing", f"phase {phase}: reading and tokenising")
+
+    def advance(self, documents: int, tokens: int, fraction: float) -> None:
+        """So far: documents and tokens kept, and the share (0 to 1) of the sources that was read."""
+        self._documents, self._tokens, self._fraction = documents, tokens, min(fraction, 1.0)
+        now = self._clock()
+        if now >= self._next_status:
+            self._next_status = now + STATUS_EVERY_SECONDS
+            self.status("preparing", self._line())
+        if self._bar is not None:
+            if now >= self._next_bar:
+                self._next_bar = now + BAR_EVERY_SECONDS
+                self._bar.update(self._bar_task, completed=self._fraction, description=self._line())
+        elif now >= self._next_line:
+            self._next_line = now + LINE_EVERY_SECONDS
+            self.say(self._line())
+
+    def end(self) -> None:
+        """The phase's bar goes away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def status(self, state: str, message: str) -> None:
+        """Write `data-prep.json`: `state` is preparing, complete or stopped."""
+        with contextlib.suppress(OSError):
+            write_json(
+                self._status_path,
+                {
+                    "state": state,
+                    "phase": self._phase,
+                    "documents": self._documents,
+                    "tokens": self._tokens,
+                    "tokens_per_second": round(self._rate()),
+                    "message": message,
+                    "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+                fsync=False,
+            )
+
+    def _rate(self) -> float:
+        seconds = self._clock() - self._started
+        return (self._tokens - self._tokens_at_start) / seconds if seconds > 0 else 0.0
+
+    def _line(self) -> str:
+        seconds = self._clock() - self._started
+        parts = [
+            f"phase {self._phase}: {self._documents:,} documents",
+            f"{self._tokens:,} tokens",
+            f"{self._rate():,.0f} tokens/s",
+            f"{self._fraction:.0%}",
+        ]
+        done = self._fraction - self._fraction_at_start
+        if done > 0.01 and seconds > 1:
+            parts.append(f"{_duration(seconds * (1 - self._fraction) / done)} left")
+        return ", ".join(parts)
+
+    def _start_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            console=Console(file=self._output),
+            transient=True,
+        )
+        self._bar_task = self._bar.add_task(f"phase {self._phase}", total=1.0)
+        self._bar.start()
+
+    # --- the result ---
+
+    def summary(self, manifest: Manifest) -> None:
+        """Documents, words, tokens and everything dropped, by reason, for each source and split."""
+        if self._is_terminal:
+            self._table(manifest)
+        else:
+            for line in summary_lines(manifest):
+                self.say(line)
+
+    def _table(self, manifest: Manifest) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        noun = "conversations" if manifest.phase == 2 else "documents"
+        table = Table(title=f"phase {manifest.phase}: {manifest.configuration_digest[:12]}", title_justify="left")
+        table.add_column("source")
+        for heading in (noun, "words", "tokens"):
+            table.add_column(heading, justify="right")
+        table.add_column("dropped, and why")
+        for source in manifest.sources:
+            notes = _counts(source["dropped"]) + [f"({text})" for text in _counts(source["changed"])]
+            table.add_row(
+                source["name"], f"{source['documents']:,}", f"{source['words']:,}", f"{source['tokens']:,}",
+                "\n".join(notes) or "nothing",
+            )  # fmt: skip
+        table.add_section()
+        for split in ("train", "validation"):
+            counts = manifest.content["splits"][split]
+            replies = f"{counts['reply_tokens']:,} tokens in replies" if "reply_tokens" in counts else ""
+            table.add_row(
+                split, f"{counts['documents']:,}", f"{counts['words']:,}", f"{counts['tokens']:,}",
+                f"{len(counts['shards'])} shards" + (f"; {replies}" if replies else ""),
+            )  # fmt: skip
+        Console(file=self._output).print(table)
+
+
+def summary_lines(manifest: Manifest) -> list[str]:
+    """The report as plain lines."""
+    noun = "conversations" if manifest.phase == 2 else "documents"
+    lines = []
+    for source in manifest.sources:
+        line = (
+            f"phase {manifest.phase}, {source['name']}: {source['documents']:,} {noun}, {source['words']:,} words, "
+            f"{source['tokens']:,} tokens; dropped: {', '.join(_counts(source['dropped'])) or 'nothing'}"
+        )
+        if source["changed"]:
+            line += f"; shortened: {', '.join(_counts(source['changed']))}"
+        lines.append(line)
+    for split in ("train", "validation"):
+        counts = manifest.content["splits"][split]
+        line = (
+            f"phase {manifest.phase}, {split}: {counts['documents']:,} {noun}, {counts['words']:,} words, "
+            f"{counts['tokens']:,} tokens in {len(counts['shards'])} shards"
+        )
+        if "reply_tokens" in counts:
+            line += f"; {counts['reply_tokens']:,} tokens in replies"
+        lines.append(line)
+    return lines
+
+
+def _counts(counted: dict[str, int]) -> list[str]:
+    return [f"{count:,} {reason}" for reason, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,319 @@
+"""Where documents come from: files below `volumes/raw/`, or data sets on the hub.
+
+Both give their documents in an order that depends on nothing but the configuration and the data, each with its
+position (unit, number): the unit is a file or a member of an archive. Reading can begin at any position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from svitlo.config import UNPINNED, Source
+from svitlo.data.archives import HEAD_BYTES, PackedFile, broken_archive_errors
+from svitlo.data.formats import Raw, needed_fields, raw_documents, row_document
+from svitlo.data.sanity import LanguageCheck, check_head
+from svitlo.durability.files import sha256_of
+from svitlo.errors import DataError, SvitloError
+
+Announce = Callable[[str], None]
+
+
+class Positioned(NamedTuple):
+    unit: int
+    number: int
+    raw: Raw
+
+
+class Documents(Protocol):
+    """The documents of one source."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the manifest says about the origin."""
+        ...
+
+    def read(self, unit: int, number: int) -> Iterator[Positioned]:
+        """The documents from the one at (unit, number) on."""
+        ...
+
+    @property
+    def fraction_read(self) -> float:
+        """0 to 1: for the time that is left."""
+        ...
+
+
+class HubUnreachable(SvitloError):  # noqa: N818
+    """The hub did not answer: trying again later may help."""
+
+    exit_code = 1
+    is_permanent = False
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def find_files(source: Source, raw_folder: Path, announce: Announce) -> list[PackedFile]:
+    """The files of a source, sorted by name for each pattern. Raises `DataError` where none fits."""
+    found: dict[str, PackedFile] = {}
+    unused = []
+    for pattern in source.files or []:
+        glob, _, members = pattern.partition("::")
+        if glob.startswith("/") or ".." in Path(glob).parts or not glob:
+            raise DataError(
+                f"data.yaml: source {source.name}: `{pattern}` must be a pattern below {raw_folder}, without `..` and "
+                f"not absolute"
+            )
+        paths = sorted(path for path in raw_folder.glob(glob) if path.is_file() and not path.name.startswith("."))
+        for path in paths:
+            name = path.relative_to(raw_folder).as_posix()
+            found.setdefault(f"{name}::{members}", PackedFile(path, members or None, name))
+        if not paths:
+            unused.append(pattern)
+    if not found:
+        there = sorted(
+            path.relative_to(raw_folder).as_posix()
+            for path in raw_folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        )
+        shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+        raise DataError(
+            f"{raw_folder}: no file fits {' or '.join(f'`{pattern}`' for pattern in unused)} (source {source.name} in "
+            f"data.yaml). Put the file there, or change the pattern. In the folder: {shown or 'nothing'}"
+        )
+    for pattern in unused:
+        announce(f"warning: source {source.name}: nothing fits `{pattern}` below {raw_folder}")
+    return list(found.values())
+
+
+class KnownDigests:
+    """SHA-256 of files, remembered with their size and time, so that gigabytes are not read again at each start."""
+
+    def __init__(self, known: dict[str, list[Any]]) -> None:
+        self.known = known
+
+    def of(self, file: PackedFile) -> str:
+        status = file.path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        entry = self.known.get(file.name)
+        if entry is None or entry[:3] != stamp:
+            entry = [*stamp, sha256_of(file.path)]
+            self.known[file.name] = entry
+        return str(entry[3])
+
+
+class FileDocuments:
+    """The documents in files, packed or not."""
+
+    def __init__(self, source: Source, files: list[PackedFile], digests: KnownDigests) -> None:
+        self._source = source
+        self._files = files
+        self._digests = digests
+
+    def identity(self) -> dict[str, Any]:
+        named = {
+            file.name: {"name": file.name, "sha256": self._digests.of(file), "bytes": file.num_bytes}
+            for file in self._files
+        }
+        return {"files": list(named.values())}
+
+    @property
+    def fraction_read(self) -> float:
+        total = sum(file.num_bytes for file in self._files)
+        return sum(file.bytes_read for file in self._files) / total if total else 1.0
+
+    def read(self, unit: int, number: int) -> Iterator[Positioned]:
+        current = 0
+        for file in self._files:
+            try:
+                for name, stream in file.streams():
+                    if current >= unit:
+                        first = number if current == unit else 0
+                        check_head(name, self._source.format, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+                        for index, raw in enumerate(self._checked(name, raw_documents(self._source, name, stream))):
+                            if index >= first:
+                                yield Positioned(current, index, raw)
+                    current += 1
+            except broken_archive_errors() as error:
+                raise DataError(
+                    f"{file.name}: damaged or cut short ({error or type(error).__name__}). Copy or download it again"
+                ) from error
+
+    def _checked(self, name: str, documents: Iterator[Raw]) -> Iterator[Raw]:
+        check = LanguageCheck(name, expect_english=self._source.check_language)
+        is_empty = True
+        for raw in documents:
+            is_empty = False
+            check.see(raw)
+            yield raw
+        if is_empty:
+            raise DataError(f"{name}: holds no documents (format {self._source.format}): the file is empty")
+        check.finish()
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+class HubDocuments:
+    """The rows of a data set on the hub, or of a folder laid out like one.
+
+    Loaded by the `datasets` library, imported only here, from data files only: code in a repository is never run. The
+    files stay in `volumes/cache/`, so a start after a power cut needs no network.
+    """
+
+    def __init__(self, source: Source, cache: Path, announce: Announce, commit: str | None = None) -> None:
+        """`commit`: what an unpinned revision was found to be when this preparation began."""
+        assert source.hub is not None
+        self._source = source
+        self._repository = source.hub
+        self._cache = cache
+        self._announce = announce
+        self._commit = commit if source.revision == UNPINNED else source.revision
+        self._rows: Any = None
+        self._next = 0
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "repository": self._repository,
+            "configuration": self._source.configuration,
+            "split": self._source.split,
+            "revision": self._find_commit(),
+            "pinned": self._source.revision != UNPINNED,
+        }
+
+    @property
+    def fraction_read(self) -> float:
+        return self._next / len(self._rows) if self._rows is not None and len(self._rows) else 0.0
+
+    def read(self, unit: int, number: int) -> Iterator[Positioned]:
+        assert unit == 0
+        name = f"hub data set {self._repository}"
+        rows = self._load(name)
+        check = LanguageCheck(name, expect_english=self._source.check_language)
+        for index, row in enumerate(_python_rows(rows, number), start=number):
+            raw = row_document(self._source, name, row)
+            check.see(raw)
+            self._next = index + 1
+            yield Positioned(0, index, raw)
+        check.finish()
+
+    def _is_folder(self) -> bool:
+        return Path(self._repository).is_dir()
+
+    def _find_commit(self) -> str:
+        if self._commit is None:
+            if self._is_folder():
+                self._commit = "local folder"
+            else:
+                self._prepare_library()
+                from huggingface_hub import HfApi
+
+                try:
+                    self._commit = str(HfApi().dataset_info(self._repository).sha)
+                except Exception as error:
+                    raise self._explained(error) from error
+            self._announce(
+                f"warning: source {self._source.name}: `revision: {UNPINNED}`, so another day may give other data; "
+                f"today it is {self._repository} at {self._commit}"
+            )
+        return self._commit
+
+    def _prepare_library(self) -> None:
+        """Settings that the libraries read when they are imported."""
+        os.environ.setdefault("HF_HOME", str(self._cache / "huggingface"))
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+
+    def _load(self, name: str) -> Any:
+        self._prepare_library()
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"{name}: the package `datasets` is not installed here. Run the data-prep container, which has it, or "
+                f"use files (config/offline)"
+            ) from None
+        datasets.disable_progress_bars()
+        self._announce(f"loading {name} (revision {self._find_commit()[:12]})")
+        arguments = {
+            "path": self._repository,
+            "name": self._source.configuration,
+            "split": self._source.split,
+            "revision": None if self._is_folder() else self._find_commit(),
+            "cache_dir": str(self._cache / "datasets"),
+        }
+        try:
+            rows = datasets.load_dataset(**arguments)
+        except Exception as error:
+            if not _is_damaged_cache(error):
+                raise self._explained(error) from error
+            self._announce(f"warning: the cached copy of {name} is damaged ({error}); downloading it again")
+            try:
+                rows = datasets.load_dataset(**arguments, download_mode="force_redownload")
+            except Exception as again:
+                raise self._explained(again) from again
+        missing = [field for field in needed_fields(self._source) if field not in rows.column_names]
+        if missing:
+            raise DataError(
+                f"{name}: its rows have no field `{missing[0]}`; their fields are: {', '.join(rows.column_names)} "
+                f"(source {self._source.name} in data.yaml, format {self._source.format})"
+            )
+        self._rows = rows.select_columns(
+            [field for field in (*needed_fields(self._source), "is_impossible") if field in rows.column_names]
+        )
+        return self._rows
+
+    def _explained(self, error: Exception) -> SvitloError:
+        """The library's error as one that says what to do."""
+        name = f"hub data set {self._repository} (source {self._source.name})"
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        kind = type(error).__name__
+        unreachable = (
+            "ConnectionError",
+            "ConnectTimeout",
+            "LocalEntryNotFoundError",
+            "OfflineModeIsEnabled",
+            "Timeout",
+        )
+        chain: BaseException | None = error
+        while chain is not None:
+            text = str(chain)
+            if type(chain).__name__ in unreachable or "resolve" in text or "Couldn't reach" in text:
+                return HubUnreachable(
+                    f"{name}: the hub cannot be reached ({kind}: {reason}). Check the network, or prepare from files: "
+                    f"put them into volumes/raw/ and set SVITLO_CONFIG=./config/offline"
+                )
+            chain = chain.__cause__ or chain.__context__
+        return DataError(f"{name}: cannot be loaded ({kind}: {reason}). Check `hub`, `configuration` and `revision`")
+
+
+def _python_rows(rows: Any, start: int) -> Iterator[dict[str, Any]]:
+    for first in range(start, len(rows), 1_000):
+        columns = rows[first : first + 1_000]
+        names = list(columns)
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _is_damaged_cache(error: Exception) -> bool:
+    """A power cut can leave a downloaded file empty: the library does not make its files durable."""
+    names = set()
+    chain: BaseException | None = error
+    while chain is not None:
+        names.add(type(chain).__name__)
+        chain = chain.__cause__ or chain.__context__
+    return bool(names & {"ArrowInvalid", "NonMatchingSplitsSizesError", "JSONDecodeError", "NonMatchingChecksumError"})
+
+
+def documents_of(
+    source: Source, raw_folder: Path, cache: Path, digests: KnownDigests, announce: Announce, commit: str | None = None
+) -> Documents:
+    """The documents of a source. Raises `DataError` where its files are missing."""
+    if source.hub is not None:
+        with contextlib.suppress(OSError):
+            cache.mkdir(exist_ok=True)
+        return HubDocuments(source, cache, announce, commit)
+    return FileDocuments(source, find_files(source, raw_folder, announce), digests)

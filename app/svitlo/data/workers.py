@@ -1,0 +1,207 @@
+"""Cleaning and tokenising on all cores, with outcomes in the order of the documents.
+
+The first few megabytes are worked on in the calling process, because starting others takes longer than a small corpus.
+Nothing here depends on the number of processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from svitlo.data.cleaning import clean_text
+from svitlo.data.formats import Raw, Text
+from svitlo.data.instructions import Outcome, conversation, digest, dropped
+from svitlo.data.sanity import size_of
+from svitlo.data.tokenizer import Tokenizer, pack
+from svitlo.errors import SvitloError
+
+BATCH_CHARACTERS = 500_000
+BATCH_DOCUMENTS = 1_000
+CHARACTERS_BEFORE_WORKERS = 3_000_000
+MOST_WORKERS = 4
+"""More would wait for the one process that reads, and each holds about 150 MB."""
+
+_HAS_LETTER = re.compile(r"[^\W\d_]")
+_END_OF_TEXT = pack([50256])
+_cgroup_limit = Path("/sys/fs/cgroup/cpu.max")
+
+Tagged = TypeVar("Tagged")
+
+
+class WorkerDied(SvitloError):  # noqa: N818
+    """A worker process was killed: most likely the machine or the container had no memory left."""
+
+    is_permanent = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """How raw documents are worked on."""
+
+    phase: int
+    validation_fraction: float
+    min_document_words: int = 1
+    window: int = 0
+    only_split: str | None = None
+    """Tokenise only documents of this split (phase 1), because the others are on disk already."""
+
+
+def is_validation(split_digest: int, fraction: float) -> bool:
+    """Whether the document belongs to the part that is held back: decided by its hash alone."""
+    return split_digest < int(fraction * 2**64)
+
+
+def process(task: Task, batch: list[Raw], tokenizer: Tokenizer) -> list[Outcome]:
+    """What becomes of each raw document."""
+    if task.phase == 2:
+        return [conversation(raw, tokenizer, task.window) for raw in batch]
+    texts = [clean_document(raw) for raw in batch if isinstance(raw, Text)]
+    outcomes = [outcome_of(task, text) for text in texts]
+    wanted = [
+        number for number, outcome in enumerate(outcomes) if outcome.dropped is None and _is_wanted(task, outcome)
+    ]
+    for number, tokens in zip(wanted, tokenizer.pack_all([texts[number] for number in wanted]), strict=True):
+        outcomes[number] = outcomes[number]._replace(tokens=tokens + _END_OF_TEXT)
+    return outcomes
+
+
+def clean_document(raw: Text) -> str:
+    """A document of phase 1: its title as first line, then its text; empty where there is no text."""
+    title, body = clean_text(raw.title), clean_text(raw.body)
+    return f"{title}\n{body}" if title and body else body
+
+
+def outcome_of(task: Task, text: str) -> Outcome:
+    """What becomes of a clean document, without its tokens."""
+    words = len(text.split())
+    if not text:
+        return dropped("empty")
+    if words < task.min_document_words:
+        return dropped(f"fewer than {task.min_document_words} words")
+    if not _HAS_LETTER.search(text):
+        return dropped("no letters")
+    identity = digest(text)
+    return Outcome(None, identity, identity, words)
+
+
+def _is_wanted(task: Task, outcome: Outcome) -> bool:
+    split = "validation" if is_validation(outcome.split_digest, task.validation_fraction) else "train"
+    return task.only_split in (None, split)
+
+
+class Workers:
+    """A tokenizer here, and after the first few megabytes more of them in processes of their own."""
+
+    def __init__(self, num_workers: int | None = None, characters_before: int = CHARACTERS_BEFORE_WORKERS) -> None:
+        self._num_workers = num_workers or min(MOST_WORKERS, num_cores())
+        self._characters_left = characters_before
+        self._pool: ProcessPoolExecutor | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    def outcomes(self, task: Task, documents: Iterable[tuple[Tagged, Raw]]) -> Iterator[tuple[Tagged, Outcome]]:
+        """Each document's tag with its outcome, in order. Raises `WorkerDied`."""
+        waiting: deque[tuple[list[Tagged], Future[list[Outcome]]]] = deque()
+        try:
+            for tags, batch in _batches(documents):
+                if self._num_workers < 2 or self._characters_left > 0:
+                    self._characters_left -= sum(size_of(raw) for raw in batch)
+                    if self._tokenizer is None:
+                        self._tokenizer = Tokenizer()
+                    yield from zip(tags, process(task, batch, self._tokenizer), strict=True)
+                    continue
+                waiting.append((tags, self._submit(task, batch)))
+                while len(waiting) > 2 * self._num_workers or (waiting and waiting[0][1].done()):
+                    yield from _finished(*waiting.popleft())
+            while waiting:
+                yield from _finished(*waiting.popleft())
+        except BrokenProcessPool:
+            raise WorkerDied(
+                "a worker process was killed, most likely because memory ran out. What is prepared so far stays; run "
+                "`svitlo prepare` again, with more memory for the container if it happens again"
+            ) from None
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _submit(self, task: Task, batch: list[Raw]) -> Future[list[Outcome]]:
+        if self._pool is None:
+            self._tokenizer = None
+            # Not fork: threads of the libraries may hold locks.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context, initializer=_start_worker)
+        return self._pool.submit(_work, task, batch)
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+def num_cores() -> int:
+    """Cores that this process may use: its affinity, and the limit of its container."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _cgroup_limit.read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+def _batches(documents: Iterable[tuple[Tagged, Raw]]) -> Iterator[tuple[list[Tagged], list[Raw]]]:
+    tags: list[Tagged] = []
+    batch: list[Raw] = []
+    characters = 0
+    for tag, raw in documents:
+        tags.append(tag)
+        batch.append(raw)
+        characters += size_of(raw)
+        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            yield tags, batch
+            tags, batch, characters = [], [], 0
+    if batch:
+        yield tags, batch
+
+
+def _finished(tags: list[Tagged], future: Future[list[Outcome]]) -> Iterator[tuple[Tagged, Outcome]]:
+    yield from zip(tags, future.result(), strict=True)
+
+
+# --- in the worker processes -----------------------------------------------------------------------------------------
+
+_worker_tokenizer: Tokenizer | None = None
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    global _worker_tokenizer
+    _worker_tokenizer = Tokenizer()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """A killed parent leaves no orphans behind that wait for work for ever."""
+    parent.join()
+    os._exit(1)
+
+
+def _work(task: Task, batch: list[Raw]) -> list[Outcome]:
+    assert _worker_tokenizer is not None
+    return process(task, batch, _worker_tokenizer)

@@ -1,0 +1,250 @@
+"""`svitlo export`: the trained model as a folder that the field's tools open.
+
+    volumes/export/model/
+        model.safetensors, config.json, generation_config.json      AutoModelForCausalLM.from_pretrained
+        tokenizer.json, tokenizer_config.json, chat_template.jinja  AutoTokenizer.from_pretrained
+        vocab.json, merges.txt                                      the same for tools that read GPT-2's older format
+        README.md, loss.png, training_record.json                   what it is and how it came to be
+        SHA256SUMS                                                  written last
+
+The folder is built beside the old one, loaded and compared with the checkpoint, brought to the disk, and exchanged with
+the old one in one step: who looks finds a complete model at every instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svitlo.durability.checkpoints import BEST, LAST, TrainingState, load_checkpoint
+from svitlo.durability.files import exclusive_lock, fsync_tree, make_folder, replace_folder
+from svitlo.durability.sums import write_sums
+from svitlo.errors import CheckpointError, SvitloError, VolumeError
+from svitlo.reporting.events import print_line
+from svitlo.reporting.status import file_size
+from svitlo.volumes import Volumes
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+PAD = "<|pad|>"
+TOLERANCE = 1e-5
+"""The exported model's logits are those of the checkpoint to this much."""
+_SECONDS_TO_WAIT_FOR_ANOTHER_EXPORT = 300.0
+
+
+class NoModelYet(CheckpointError):  # noqa: N818 — reads as what it says
+    """Nothing was trained yet, so there is nothing to export or to ask."""
+
+
+def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) -> Path:
+    """Export the best state of the highest phase that was trained. Returns the folder.
+
+    May be called while training goes on. Raises `NoModelYet`, `CheckpointError` where no checkpoint is usable and
+    `VolumeError` where the export cannot be written; an older export then stays as it was.
+    """
+    volumes.require("checkpoints")
+    volumes.require_writable("export")
+    state, last = best_state(volumes)
+    partial = volumes.model.with_name(f".{volumes.model.name}.partial")
+    with _only_export(volumes):
+        try:
+            if partial.exists():
+                shutil.rmtree(partial)
+            make_folder(partial)
+            _write(partial, volumes, state, last)
+            write_sums(partial)
+            fsync_tree(partial)
+            replace_folder(partial, volumes.model)
+        except SvitloError:
+            raise
+        except Exception as error:
+            if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
+                raise
+            reason = getattr(error, "strerror", None) or str(error)
+            raise VolumeError(
+                f"{partial.parent}: the model cannot be written ({reason}; {_free(partial.parent)} free). Make room or "
+                f"mend the folder, then run `svitlo export` again"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    size = sum(path.stat().st_size for path in volumes.model.iterdir())
+    say(f"model exported to {volumes.model} ({file_size(size)}; phase {state.phase}, step {state.global_step:,})")
+    return volumes.model
+
+
+def best_state(volumes: Volumes) -> tuple[TrainingState, TrainingState]:
+    """The state with the lowest validation loss of the highest phase, and that phase's newest state.
+
+    Only reads: unlike the trainer's own search it sets nothing aside. Raises `NoModelYet` and `CheckpointError`.
+    """
+    last = newest_state(volumes)
+    folder = volumes.checkpoints(last.phase)
+    for path in (folder / BEST, *folder.glob("checkpoint-*.pt")):
+        with contextlib.suppress(CheckpointError):
+            if last.best_step >= 0 and last.best_step != last.global_step:
+                state = load_checkpoint(path, last.phase)
+                if state.global_step == last.best_step and state.run_id == last.run_id:
+                    return state, last
+    return last, last
+
+
+def newest_state(volumes: Volumes) -> TrainingState:
+    """The newest usable state of the highest phase that was begun. Only reads.
+
+    Raises `NoModelYet`, and `CheckpointError` where checkpoints exist and none is usable.
+    """
+    problem: CheckpointError | None = None
+    for phase in (2, 1):
+        folder = volumes.checkpoints(phase)
+        try:
+            return load_checkpoint(folder / LAST, phase)
+        except CheckpointError as error:
+            usable = []
+            for path in (folder / BEST, *folder.glob("checkpoint-*.pt")):
+                with contextlib.suppress(CheckpointError):
+                    usable.append(load_checkpoint(path, phase))
+            if usable:
+                return max(usable, key=lambda state: state.global_step)
+            if folder.is_dir() and any(folder.glob("*.pt*")):
+                problem = problem or error
+    if problem is not None:
+        raise problem
+    raise NoModelYet(
+        f"{volumes.root}: nothing was trained yet. Training saves its first checkpoint within a minute of its start; "
+        f"`svitlo status` shows where it is"
+    )
+
+
+def model_from(state: TrainingState) -> GPT2LMHeadModel:
+    """The model with the weights of a checkpoint, ready to be asked."""
+    from svitlo.config import ModelConfig
+    from svitlo.training.model import build_model
+
+    model = build_model(ModelConfig(**state.model), state.vocab_size)
+    model.load_state_dict(state.model_state_dict)
+    model.eval()
+    return model
+
+
+def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingState) -> None:
+    from svitlo.reporting.model_card import write_card, write_loss_curve
+
+    model = model_from(state)
+    _write_weights(model, folder)
+    _write_tokenizer(folder, state)
+    _compare(model, folder, state)
+    record = training_record(volumes, state, last, sum(parameter.numel() for parameter in model.parameters()))
+    has_curve = write_loss_curve(volumes.metrics, folder / "loss.png", state.phase)
+    write_card(folder, record, has_curve)
+
+
+def _write_weights(model: GPT2LMHeadModel, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    positions = model.config.n_positions
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else model.config.eos_token_id,
+        do_sample=False,
+        repetition_penalty=1.15,
+        # Positions end at the window: more tokens than fit beside a prompt would be an error inside torch.
+        max_new_tokens=positions // 2,
+    )
+    model.save_pretrained(folder)
+
+
+def _write_tokenizer(folder: Path, state: TrainingState) -> None:
+    """The tokenizer with what surrounds it: special tokens and, for phase 2, the conversation format."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from svitlo.data.conversations import CHAT_TEMPLATE
+    from svitlo.data.tokenizer import END_OF_TEXT, tokenizer_path
+
+    bpe = tokenizers.Tokenizer.from_file(str(tokenizer_path()))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        # Phase 1 has no token for padding: the end of text stands in, as everywhere with GPT-2.
+        pad_token=PAD if state.phase == 2 else END_OF_TEXT,
+        padding_side="left",
+        model_max_length=state.model["positions"],
+        clean_up_tokenization_spaces=False,
+    )
+    if state.phase == 2:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    assert len(tokenizer) == state.vocab_size, (len(tokenizer), state.vocab_size)
+    tokenizer.save_pretrained(folder)
+    bpe.model.save(str(folder))  # vocab.json and merges.txt
+
+
+def _compare(model: GPT2LMHeadModel, folder: Path, state: TrainingState) -> None:
+    """Open the export the way that its users will, and compare. Raises `VolumeError` where it is not the same model."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    opened = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    ids = torch.tensor([tokenizer.encode("The sun is a star, and water is wet.")[: state.model["positions"]]])
+    with torch.inference_mode():
+        difference = float((model(ids).logits - opened(ids).logits).abs().max())
+    if not difference <= TOLERANCE:  # also where it is not a number
+        raise VolumeError(
+            f"{folder}: what was written is not the trained model (logits differ by {difference:g}). The disk or the "
+            f"memory of this machine may be faulty; run `svitlo verify`, then `svitlo export` again"
+        )
+
+
+def training_record(volumes: Volumes, state: TrainingState, last: TrainingState, num_parameters: int) -> dict[str, Any]:
+    """Everything that went into the model, as JSON values: `training_record.json`."""
+    from svitlo.reporting.record import phase_record, versions
+
+    phases = {str(last.phase): phase_record(volumes, last)}
+    if last.phase == 2:
+        with contextlib.suppress(CheckpointError):
+            before = load_checkpoint(volumes.checkpoints(1) / LAST, 1)
+            phases = {"1": phase_record(volumes, before), **phases}
+    return {
+        "format": 1,
+        "run_id": state.run_id,
+        "phase": state.phase,
+        "step": state.global_step,
+        "last_step": last.global_step,
+        "is_finished": bool(last.finished),
+        "parameters": num_parameters,
+        "model": dict(state.model),
+        "vocab_size": state.vocab_size,
+        "phases": phases,
+        "versions": versions(),
+    }
+
+
+@contextlib.contextmanager
+def _only_export(volumes: Volumes) -> Iterator[None]:
+    """Wait for another export, such as the trainer's own, instead of getting in its way."""
+    deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ANOTHER_EXPORT
+    while True:
+        with exclusive_lock(volumes.model.with_name(".lock")) as is_mine:
+            if is_mine:
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise VolumeError(
+                f"{volumes.model.parent}: another export has been at work for 5 minutes. End it, try again"
+            )
+        time.sleep(0.5)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return file_size(shutil.disk_usage(folder).free)
+    except OSError:
+        return "unknown space"

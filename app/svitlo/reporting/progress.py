@@ -1,0 +1,299 @@
+"""What the trainer tells people while it works: one object that turns what happens into lines, files and events."""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from svitlo.config import ReportingConfig
+from svitlo.reporting.events import EventLog, now_as_text, print_line
+from svitlo.reporting.metrics import MetricsLog, read_metrics
+from svitlo.reporting.status import Status, duration, progress_line, set_health, write_status
+from svitlo.volumes import Volumes
+
+if TYPE_CHECKING:
+    from svitlo.durability.checkpoints import Rejected, TrainingState
+
+_RECENT_STEPS = 50
+"""Speed and time left are averages over so many steps."""
+_STATUS_EVERY_SECONDS = 20.0
+"""The status is written at least so often, or it would be taken for that of a dead process."""
+
+
+class Progress:
+    """Lines for the log, `status.json`, `metrics.jsonl`, `events.jsonl`, the health file and the watchdog."""
+
+    def __init__(self, volumes: Volumes, config: ReportingConfig) -> None:
+        self._volumes = volumes
+        self._config = config
+        self._metrics = MetricsLog(volumes.metrics)
+        self._events = EventLog(volumes.events)
+        self._quiet_events = EventLog(volumes.events, say=lambda _: None)
+        self._process = psutil.Process()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
+        self._printed_at = -math.inf
+        self._written_at = -math.inf
+        self._waiting_for = 0
+        self._saved_at: float | None = None
+        self._status: dict[str, Any] = {"state": "starting"}
+        self.checkpoint_step = -1
+        """The step of the newest checkpoint of the phase at work; -1 where there is none."""
+
+    # --- the life of the process -------------------------------------------------------------------------------------
+
+    def started(self, cut_off_by: str | None) -> None:
+        """The process has begun; `cut_off_by` is what ended the last one, if nothing orderly did."""
+        if cut_off_by is not None:
+            self._events.record("cut off", f"the last trainer was ended by {cut_off_by}")
+        self._events.record("started", "trainer started")
+        self._write(state="starting")
+        set_health(True, "starting")
+        self.alive()
+
+    def alive(self) -> None:
+        """Called wherever work goes on: a process that stops calling it is ended by the watchdog, to be started again.
+
+        The stacks of all threads are in the log then. faulthandler's own thread does it, so that it works in a
+        deadlock too.
+        """
+        faulthandler.dump_traceback_later(self._config.stop_after_seconds_without_progress, exit=True)
+        if time.monotonic() - self._written_at > _STATUS_EVERY_SECONDS:
+            self._write()
+
+    def waiting_for_data(self, phase: int) -> None:
+        """There is no manifest yet."""
+        self.alive()
+        if self._waiting_for != phase:
+            self._waiting_for = phase
+            self._events.record("waiting", f"waiting for the data of phase {phase}", phase=phase)
+            set_health(True, f"waiting for the data of phase {phase}")
+        self._write(state="waiting for data", message=f"waiting for the data of phase {phase}", phase=phase)
+
+    def stopped(self, reason: str) -> None:
+        """A signal ended the work."""
+        self._events.record("stopped", reason)
+        self._write(state="stopped", message=reason)
+
+    def exporting(self) -> None:
+        """The model is about to be written in the field's formats."""
+        self.alive()
+        print_line("exporting the model")
+        self._write(state="exporting")
+
+    def complete(self, message: str) -> None:
+        """Nothing is left to do."""
+        self._events.record("finished", message)
+        self._status = {key: self._status.get(key) for key in ("phase", "step", "num_steps", "best_loss", "run_id")}
+        self._write(state="complete", message=message)
+
+    def close(self) -> None:
+        """The process is about to end or to hold still."""
+        faulthandler.cancel_dump_traceback_later()
+        self._metrics.close()
+
+    # --- a phase -----------------------------------------------------------------------------------------------------
+
+    def began(self, state: TrainingState, num_steps: int, num_parameters: int) -> None:
+        """A phase starts from step 0."""
+        self._metrics.truncate_after(state.phase, -1)
+        self._enter(state)
+        origin = "random weights" if state.phase == 1 else "the best weights of phase 1"
+        self._events.record(
+            "began",
+            f"phase {state.phase} begins with {origin}: {num_parameters:,} parameters, {num_steps:,} steps, "
+            f"{_numerics_in_words(state)}",
+            phase=state.phase,
+            num_parameters=num_parameters,
+            num_steps=num_steps,
+            run_id=state.run_id,
+            numerics=state.numerics,
+        )
+
+    def resumed(self, state: TrainingState, num_steps: int, steps_per_epoch: int) -> None:
+        """A phase goes on from a checkpoint. What the metrics hold beyond it is work that is done again."""
+        repeated = [
+            record
+            for record in read_metrics(self._volumes.metrics)
+            if record["kind"] == "step" and record["phase"] == state.phase and record["step"] > state.global_step
+        ]
+        seconds = sum(record.get("seconds", 0.0) for record in repeated)
+        self._metrics.truncate_after(state.phase, state.global_step, state.last_evaluated_step)
+        self._enter(state)
+        self.checkpoint_step = state.global_step
+        self._saved_at = time.monotonic()
+        epoch = state.global_step // max(1, steps_per_epoch) + 1
+        self._events.record(
+            "resumed",
+            f"resumed at step {state.global_step:,} of {num_steps:,} (phase {state.phase}, epoch {epoch}); "
+            + (f"{len(repeated):,} steps, {duration(seconds)} of work repeated" if repeated else "no work repeated"),
+            phase=state.phase,
+            step=state.global_step,
+            repeated_steps=len(repeated),
+            repeated_seconds=round(seconds, 1),
+        )
+
+    def numerics_changed(self, changes: str) -> None:
+        """The machine or the image computes with other bits than the run began with."""
+        self._events.record(
+            "numerics changed", f"from here on the bits differ from those of the machine the run began on: {changes}"
+        )
+
+    def fell_back(self, rejected: Rejected) -> None:
+        """A checkpoint could not be used and the next newest takes its place."""
+        self._events.record(
+            "fell back",
+            f"{rejected.path} could not be used and was set aside: {rejected.reason}",
+            path=str(rejected.path),
+            reason=rejected.reason,
+        )
+
+    def step(
+        self, state: TrainingState, learning_rate: float, gradient_norm: float, num_tokens: int, seconds: float
+    ) -> None:
+        """An optimizer step is done; `num_tokens` counts all positions that were computed."""
+        self.alive()
+        self._recent.append((num_tokens, seconds))
+        self._metrics.append(
+            {
+                "kind": "step",
+                "phase": state.phase,
+                "step": state.global_step,
+                "epoch": state.epoch,
+                "loss": state.loss,
+                "learning_rate": learning_rate,
+                "gradient_norm": gradient_norm,
+                "tokens": state.tokens_seen,
+                "seconds": round(seconds, 4),
+                "tokens_per_second": round(num_tokens / seconds, 1),
+                "time": now_as_text(),
+            }
+        )
+        self._status.update(loss=state.loss, learning_rate=learning_rate)
+
+    def update(self, state: TrainingState, num_steps: int, max_epochs: int) -> None:
+        """Print the progress line and write the status, when it is time to."""
+        now = time.monotonic()
+        if now - self._printed_at < self._config.line_every_seconds:
+            return
+        self._printed_at = now
+        tokens = sum(num_tokens for num_tokens, _ in self._recent)
+        seconds = sum(seconds for _, seconds in self._recent)
+        self._status.update(
+            phase=state.phase,
+            step=state.global_step,
+            num_steps=num_steps,
+            epoch=state.epoch + 1,
+            max_epochs=max_epochs,
+            memory_bytes=self._process.memory_info().rss,
+        )
+        if self._recent:
+            self._status["tokens_per_second"] = tokens / seconds
+            self._status["seconds_left"] = (num_steps - state.global_step) * seconds / len(self._recent)
+        self._write(state="training")
+        set_health(True, f"training, phase {state.phase}")
+        print_line(progress_line(Status(**self._status)))
+
+    def evaluating(self, state: TrainingState) -> None:
+        """An evaluation begins."""
+        self._write(state="evaluating", phase=state.phase, step=state.global_step)
+
+    def evaluated(self, state: TrainingState, loss: float, is_best: bool, samples: list[tuple[str, str]]) -> None:
+        """An evaluation is done."""
+        self.alive()
+        where = {"phase": state.phase, "step": state.global_step}
+        perplexity = math.exp(min(loss, 700.0))
+        self._metrics.append(
+            {
+                "kind": "evaluation",
+                **where,
+                "epoch": state.epoch,
+                "validation_loss": loss,
+                "perplexity": perplexity,
+                "is_best": is_best,
+                "time": now_as_text(),
+            }
+        )
+        verdict = "the best so far" if is_best else f"best is {state.best_loss:.4f} at step {state.best_step:,}"
+        self._events.record(
+            "evaluated",
+            f"phase {state.phase}, step {state.global_step:,}: validation loss {loss:.4f}, perplexity "
+            f"{perplexity:,.1f} ({verdict})",
+            **where,
+            validation_loss=loss,
+        )
+        for prompt, completion in samples:
+            self._metrics.append(
+                {"kind": "sample", **where, "prompt": prompt, "completion": completion, "time": now_as_text()}
+            )
+            print_line(f'  "{prompt}" → {" ".join(completion.split())}')
+        self._status.update(validation_loss=loss, best_loss=state.best_loss)
+
+    def phase_finished(self, state: TrainingState) -> None:
+        """A phase is over and saved."""
+        best = "" if state.best_loss is None else f"; best validation loss {state.best_loss:.4f} at {state.best_step:,}"
+        self._events.record(
+            "phase finished", f"phase {state.phase} finished: {state.finished}{best}", phase=state.phase
+        )
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def make_durable(self) -> None:
+        """Bring the metrics to the disk, before the checkpoint that relies on them."""
+        self._metrics.make_durable()
+
+    def saved(self, state: TrainingState, seconds: float) -> None:
+        """A checkpoint is on disk."""
+        self.alive()
+        self.checkpoint_step = state.global_step
+        self._saved_at = time.monotonic()
+        self._quiet_events.record(
+            "saved",
+            f"saved step {state.global_step:,} of phase {state.phase} in {seconds:.2f} s",
+            phase=state.phase,
+            step=state.global_step,
+            seconds=round(seconds, 3),
+        )
+        self._status.update(checkpoint_step=state.global_step, checkpoint_time=now_as_text(), checkpoint_problem="")
+
+    def save_failed(self, state: TrainingState, error: BaseException) -> None:
+        """A checkpoint could not be written; the older one is untouched and training goes on."""
+        reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
+        self._events.record(
+            "save failed",
+            f"step {state.global_step:,} of phase {state.phase} could not be saved ({reason}). The last good "
+            f"checkpoint is untouched; training goes on and saves again later. Make room in "
+            f"{self._volumes.root / 'checkpoints'}",
+            phase=state.phase,
+            step=state.global_step,
+            reason=reason,
+        )
+        self._status.update(checkpoint_problem=reason)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _enter(self, state: TrainingState) -> None:
+        """A phase is at work: what is shown belongs to it."""
+        self._recent.clear()
+        self.checkpoint_step, self._saved_at = -1, None
+        self._status = {"state": "starting", "phase": state.phase, "run_id": state.run_id}
+        if state.best_loss is not None:
+            self._status["best_loss"] = state.best_loss
+
+    def _write(self, **fields: Any) -> None:
+        self._status.update(fields)
+        if fields and "message" not in fields:
+            self._status.pop("message", None)
+        self._written_at = time.monotonic()
+        if self._saved_at is not None:
+            self._status["checkpoint_age_seconds"] = time.monotonic() - self._saved_at
+        write_status(self._volumes.status, **self._status)
+
+
+def _numerics_in_words(state: TrainingState) -> str:
+    numerics = state.numerics
+    return f"{numerics['precision']}, {numerics['threads']} threads, {numerics['instruction_set']}"

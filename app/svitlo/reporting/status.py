@@ -1,0 +1,182 @@
+"""`logs/status.json`: what the trainer is doing now, written every few seconds; and the health file for Docker.
+
+The file is replaced atomically but not fsynced: after a power cut an old one is as good as none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svitlo.durability.files import write_durably, write_json
+from svitlo.reporting.events import now_as_text
+
+RUNNING_STATES = ("waiting for data", "starting", "training", "evaluating", "saving", "exporting")
+"""A trainer in one of these writes its status at least every `STALE_SECONDS`; otherwise it no longer runs."""
+FINAL_STATES = ("complete", "stopped", "error")
+STATES = RUNNING_STATES + FINAL_STATES
+STALE_SECONDS = 120.0
+"""Longer than any evaluation step or save, so that a busy trainer is not called dead."""
+HEALTH_FILE = "SVITLO_HEALTH_FILE"
+"""Environment variable: where the health check looks. Unset outside containers."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the trainer last said about itself. What is not known (yet) is None."""
+
+    state: str
+    """One of `STATES`."""
+    message: str = ""
+    """One sentence for people: why it waits, stopped or failed."""
+    phase: int | None = None
+    step: int | None = None
+    """Optimizer steps done in this phase."""
+    num_steps: int | None = None
+    """Optimizer steps of this phase at most."""
+    epoch: int | None = None
+    """From 1."""
+    max_epochs: int | None = None
+    loss: float | None = None
+    """Training loss, nats per token that carries loss."""
+    validation_loss: float | None = None
+    """The last one measured."""
+    best_loss: float | None = None
+    """The best validation loss of this phase."""
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    """In this phase, at the present speed."""
+    checkpoint_age_seconds: float | None = None
+    """When the status was written."""
+    checkpoint_time: str | None = None
+    checkpoint_step: int | None = None
+    checkpoint_problem: str = ""
+    """Why the last attempt to save failed; empty when it succeeded."""
+    memory_bytes: int | None = None
+    """Resident memory of the trainer."""
+    run_id: str | None = None
+    pid: int | None = None
+    updated: str = ""
+    """ISO 8601, UTC. For people only: clocks jump after a power cut."""
+    boot_id: str = ""
+    """Which boot of the machine wrote this."""
+    boot_seconds: float | None = None
+    """The machine's time since boot: the clock that the status's age is measured with, since it never jumps."""
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Seconds since this was written; None where the machine has been started anew since, so it is unknown."""
+        if self.boot_seconds is None or self.boot_id != boot_id():
+            return None
+        return max(0.0, boot_seconds() - self.boot_seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a trainer in a running state wrote this recently enough to be still there."""
+        age = self.age_seconds
+        return self.state in RUNNING_STATES and age is not None and age <= STALE_SECONDS
+
+
+FIELDS = {field.name for field in dataclasses.fields(Status)}
+
+
+def write_status(path: Path, **fields: Any) -> None:
+    """Replace the status atomically. `fields` are those of `Status`; `state` is required, the last ones are filled in.
+
+    Raises `TypeError` for an unknown field and `ValueError` for an unknown state. Never raises `OSError`: on a full
+    disk the old status stays, and its age shows it.
+    """
+    fields.setdefault("pid", os.getpid())
+    fields.update(updated=now_as_text(), boot_id=boot_id(), boot_seconds=boot_seconds())
+    status = Status(**fields)
+    if status.state not in STATES:
+        raise ValueError(f"state {status.state!r} is none of {', '.join(STATES)}")
+    with contextlib.suppress(OSError):
+        write_json(path, dataclasses.asdict(status), fsync=False)
+
+
+def read_status(path: Path) -> Status | None:
+    """The status, or None where there is none or it is torn."""
+    try:
+        values = json.loads(path.read_bytes())
+        return Status(**{key: value for key, value in values.items() if key in FIELDS})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def set_health(healthy: bool, reason: str) -> None:
+    """Tell Docker's health check, where `$SVITLO_HEALTH_FILE` names its file. Never raises `OSError`."""
+    name = os.environ.get(HEALTH_FILE)
+    if not name:
+        return
+    text = f"{'healthy' if healthy else 'unhealthy'}\n{' '.join(reason.split())}\n"
+    with contextlib.suppress(OSError):
+        write_durably(Path(name), lambda file: file.write(text.encode()), fsync=False)
+
+
+def progress_line(status: Status) -> str:
+    """The status as one line for a log. What is not known is left out."""
+    parts = [] if status.phase is None else [f"phase {status.phase}"]
+    if status.step is not None:
+        parts.append(f"step {status.step:,}" + (f" of {status.num_steps:,}" if status.num_steps else ""))
+    if status.epoch is not None:
+        parts.append(f"epoch {status.epoch}" + (f"/{status.max_epochs}" if status.max_epochs else ""))
+    if status.loss is not None:
+        parts.append(f"loss {status.loss:.3f}")
+    if status.learning_rate is not None:
+        parts.append(f"lr {status.learning_rate:.1e}")
+    if status.tokens_per_second is not None:
+        parts.append(f"{status.tokens_per_second:,.0f} tok/s")
+    if status.seconds_left is not None:
+        parts.append(f"{duration(status.seconds_left)} left")
+    if status.checkpoint_age_seconds is not None:
+        parts.append(f"checkpoint {duration(status.checkpoint_age_seconds)} old")
+    if status.memory_bytes is not None:
+        parts.append(file_size(status.memory_bytes))
+    if status.checkpoint_problem:
+        parts.append(f"NOT SAVED: {status.checkpoint_problem}")
+    if status.state != "training" or not parts:
+        parts.insert(0, status.state)
+    return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units: "41 s", "12 min 5 s", "3 h 12 min", "2 d 4 h". Never negative."""
+    total = max(0, round(seconds))
+    for (unit, length), (smaller, smaller_length) in ((DAY, HOUR), (HOUR, MINUTE), (MINUTE, SECOND)):
+        if total >= length:
+            rest = total % length // smaller_length
+            return f"{total // length} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{total} s"
+
+
+DAY, HOUR, MINUTE, SECOND = ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)
+
+
+def file_size(num_bytes: float) -> str:
+    """Bytes for people: "812 MB", "1.4 GB" (powers of ten)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            value = num_bytes / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+    return f"{num_bytes:,.0f} bytes"
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot of the machine, the same in every container; empty where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def boot_seconds() -> float:
+    """Seconds since the machine was started, sleep included; never jumps, whatever happens to the clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

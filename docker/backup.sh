@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Copies everything that matters into a new, dated folder, while training goes on: `docker/backup.sh DEST`. DEST is a folder
+# (a mounted disk) or a target that rsync understands (host:folder).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. docker/lib.sh
+
+destination=${1:-}
+[ -n "$destination" ] || die "say where to: make backup DEST=/media/disk/svitlo (or DEST=user@host:folder)" 2
+owner=$(setting PUID 1000):$(setting PGID 1000)
+
+make_folder() {
+    [ -d "$1" ] && return
+    mkdir -p "$1"
+    if [ "$(id -u)" = 0 ]; then chown "$owner" "$1"; fi
+}
+
+backup_to() { docker/tools.sh -v "$(realpath "$1"):/backup" -- backup /backup; }
+
+case "$destination" in
+    *:*)
+        have rsync || die "rsync is not installed; run: apt-get install rsync" 2
+        staging=$(setting SVITLO_VOLUMES ./volumes)/.backup
+        make_folder "$staging"
+        trap 'rm -rf "$staging"' EXIT
+        backup_to "$staging"
+        say "sending it to $destination"
+        rsync --archive --partial "$staging/" "$destination/"
+        ;;
+    *)
+        make_folder "$destination"
+        backup_to "$destination"
+        ;;
+esac
+say "backup is in $destination"

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds the images svitlo/data-prep and svitlo/trainer, with whatever this machine needs for that: a base image made here,
+# a local wheelhouse, its own certificates. Quick when nothing has changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. docker/lib.sh
+
+docker info >/dev/null 2>&1 || docker/install-engine.sh
+
+version=$(setting SVITLO_VERSION local)
+base=$(docker/base-image.sh)
+options=(--build-arg "BASE_IMAGE=$base" --build-arg "SVITLO_VERSION=$version")
+
+folder=$(wheelhouse)
+if [ -n "$folder" ]; then
+    say "torch comes from the local wheelhouse $folder"
+    options+=(--build-context "wheelhouse=$folder")
+fi
+certificates=$(ca_bundle)
+if [ -n "$certificates" ]; then
+    say "packages are fetched with this machine's certificates, $certificates"
+    options+=(--secret "id=ca,src=$certificates")
+fi
+
+for image in data-prep trainer; do
+    say "building svitlo/$image:$version"
+    # No attestations: an unchanged build gives the same image, and no container is made again for nothing.
+    docker buildx build --quiet --load --provenance=false --file docker/Dockerfile \
+        --target "$image" --tag "svitlo/$image:$version" "${options[@]}" . >/dev/null
+done

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The whole job in small: the same stack with config/demo, on volumes and under a project name of its own, from nothing to
+# an answer. Every call starts afresh. The real run's volumes and containers are never touched.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. docker/lib.sh
+
+QUESTION='What is the Sun?'
+MOST_SECONDS=${DEMO_TIMEOUT:-1800}
+DEMO_VOLUMES=./volumes-demo
+
+export COMPOSE_PROJECT_NAME=svitlo-demo SVITLO_VOLUMES=$DEMO_VOLUMES SVITLO_CONFIG=./config/demo
+docker info >/dev/null 2>&1 || docker/install-engine.sh
+while IFS='=' read -r name value; do
+    value=$(setting "$name" "$value")
+    export "$name=$value"
+done < <(docker/env.sh --print)
+docker/build.sh
+
+health() { docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{end}}' "svitlo-demo-$1-1" 2>/dev/null || true; }
+
+say "starting afresh in $DEMO_VOLUMES"
+docker compose --progress quiet down --remove-orphans
+rm -rf "$DEMO_VOLUMES" || die "cannot remove $DEMO_VOLUMES; run: sudo rm -rf $DEMO_VOLUMES"
+mkdir -p "$DEMO_VOLUMES/raw"
+cp -r config/demo/raw/. "$DEMO_VOLUMES/raw/"
+chmod -R a+rX "$DEMO_VOLUMES"
+docker compose --progress quiet up --detach --no-build
+
+docker compose logs --follow --no-log-prefix data-prep trainer &
+follower=$!
+trap 'kill "$follower" 2>/dev/null || true' EXIT
+trap 'docker compose --progress quiet down; exit 130' INT TERM
+
+deadline=$((SECONDS + MOST_SECONDS))
+until [ -e "$DEMO_VOLUMES/checkpoints/complete.json" ]; do
+    for service in data-prep trainer; do
+        if [ "$(health "$service")" = unhealthy ]; then
+            die "$service says: $(docker compose exec -T "$service" sed -n 2p /tmp/health)"
+        fi
+    done
+    [ "$SECONDS" -lt "$deadline" ] || die "not finished after $MOST_SECONDS s; see: docker compose -p svitlo-demo logs"
+    sleep 1
+done
+kill "$follower" 2>/dev/null || true
+wait "$follower" 2>/dev/null || true
+
+echo
+docker/tools.sh status
+echo "Checkpoints: $(cd "$DEMO_VOLUMES/checkpoints" && echo phase?/*.pt), in $DEMO_VOLUMES/checkpoints"
+echo "Model:       $DEMO_VOLUMES/export/model, opens with AutoModelForCausalLM.from_pretrained"
+echo
+echo "Question:    $QUESTION"
+echo "Answer:      $(docker/tools.sh generate "$QUESTION")"
+echo
+docker compose --progress quiet down
+echo "That was the demo, in $SECONDS s. To ask more: SVITLO_VOLUMES=$DEMO_VOLUMES docker/tools.sh generate \"...\""
+echo "The real thing: make up"

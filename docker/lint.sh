@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Style, types, shell scripts, Dockerfile, compose.yaml. Every check runs; the exit code says whether all passed.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+. docker/lib.sh
+PATH=$PWD/.venv/bin:$PATH
+passed=true
+
+check() {
+    if ! "$@"; then
+        say "failed: $*"
+        passed=false
+    fi
+}
+
+mapfile -t scripts < <(grep -lE '^#!.*(bash|/sh)$' -r docker .ci && echo docker/lib.sh)
+check ruff check --quiet .
+check ruff format --check --quiet .
+check mypy --no-error-summary
+check shellcheck --external-sources "${scripts[@]}"
+check hadolint docker/Dockerfile
+if docker compose version >/dev/null 2>&1; then check docker compose --profile tools config --quiet; fi
+$passed || exit 1
+say "ruff, mypy, shellcheck, hadolint and compose.yaml: all well"

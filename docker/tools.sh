@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs one svitlo command on the volumes, in the trainer's image: `docker/tools.sh status`. Options for `docker compose run`
+# go before `--`, the command after it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. docker/lib.sh
+
+options=()
+if [[ " $* " == *" -- "* ]]; then
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    shift
+fi
+if [ ! -t 0 ] || [ ! -t 1 ]; then options+=(-T); fi
+
+image=svitlo/trainer:$(setting SVITLO_VERSION local)
+docker image inspect "$image" >/dev/null 2>&1 || docker/build.sh
+exec docker compose --progress quiet run --rm --no-deps "${options[@]}" tools "$@"

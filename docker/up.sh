@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Starts the stack: settings for this machine, images, containers.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. docker/lib.sh
+
+docker/env.sh
+docker/build.sh
+docker compose up --detach --no-build
+say "running; see it with: make logs, make status"

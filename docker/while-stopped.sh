@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs a command while data-prep and trainer are stopped, and starts those again that ran: `docker/while-stopped.sh COMMAND…`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. docker/lib.sh
+
+mapfile -t running < <(docker compose ps --status running --status restarting --services)
+if [ "${#running[@]}" -gt 0 ]; then
+    say "stopping ${running[*]}"
+    docker compose --progress quiet stop "${running[@]}"
+    trap 'say "starting ${running[*]}"; docker compose --progress quiet start "${running[@]}"' EXIT
+fi
+"$@"

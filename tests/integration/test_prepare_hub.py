@@ -1,0 +1,185 @@
+"""Data sets laid out as on the hub, loaded by the `datasets` library from a local folder: the same code path."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from svitlo.data.prepare import prepare
+from svitlo.data.shards import ConversationSet, TokenStream, load_manifest
+from svitlo.data.tokenizer import Tokenizer
+from svitlo.errors import DataError, SvitloError
+from svitlo.volumes import Volumes
+
+COMMIT = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
+
+
+def write_parquet(path: Path, rows: list[dict]) -> None:  # type: ignore[type-arg]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """The default configuration with its repositories replaced by folders that hold rows of the same shape."""
+    root = Path(__file__).resolve().parents[2]
+    config = yaml.safe_load((root / "config" / "data.yaml").read_text())
+    hub = tmp_path / "hub"
+    repositories = {}
+    for phase in ("phase1", "phase2"):
+        config[phase]["validation_fraction"] = 0.2
+        for source in config[phase]["sources"]:
+            repositories[source["name"]] = source["hub"]
+            source["hub"] = str(hub / source["hub"])
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "data.yaml").write_text(yaml.safe_dump(config))
+    Volumes(tmp_path / "volumes").set_up()
+
+    pages = [
+        {
+            "id": str(number),
+            "url": "https://simple.example.org/wiki/x",
+            "title": f"Month {number}",
+            "text": f"Month {number} is the {number}th month of the year we have.\n\nIt is in the winter &amp; cold.",
+        }
+        for number in range(80)
+    ]
+    simple = hub / repositories["simple_wikipedia"]
+    write_parquet(simple / "20231101.simple" / "train-00000-of-00001.parquet", pages)
+    write_parquet(simple / "20231101.xx" / "train-00000-of-00001.parquet", [{"wrong": "configuration"}])
+    (simple / "README.md").write_text(
+        "---\nconfigs:\n"
+        + "".join(
+            f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
+            for name in ("20231101.simple", "20231101.xx")
+        )
+        + "---\n"
+    )
+    write_parquet(
+        hub / repositories["alpaca"] / "data" / "train-00000-of-00001-a09b74b3ef9c3b56.parquet",
+        [
+            {
+                "instruction": f"Say what the number {n} is.",
+                "input": "",
+                "output": f"It is the number {n}.",
+                "text": "x",
+            }
+            for n in range(60)
+        ],
+    )
+    context = "The old mill stands by the river. It was built in 1847 by Anna Holm."
+    write_parquet(
+        hub / repositories["squad"] / "plain_text" / "train-00000-of-00001.parquet",
+        [
+            {"id": f"{n:024x}", "title": f"Mill_{n}", "context": f"{context} {n}", "question": "When was it built?",
+             "answers": {"text": ["1847"], "answer_start": [context.index("1847")]}}
+            for n in range(30)
+        ],
+    )  # fmt: skip
+    write_parquet(
+        hub / repositories["dailydialog"] / "data" / "train-00000-of-00001-f151c79abb2c1fd5.parquet",
+        [
+            {"dialog": [f" Is it {n} o ’ clock ? ", " It ’ s not . "], "act": [1, 2], "emotion": [0, 0]}
+            for n in range(40)
+        ],
+    )
+    return tmp_path
+
+
+def run(folder: Path) -> str:
+    return prepare(folder / "config", Volumes(folder / "volumes"))
+
+
+def test_default_configuration_on_rows_of_the_same_shape(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(job)
+    volumes, tokenizer = Volumes(job / "volumes"), Tokenizer()
+    manifest = load_manifest(volumes.data(1))
+    stream = TokenStream(volumes.data(1), manifest, "train")
+    text = tokenizer.decode(stream.read(0, stream.num_tokens).tolist())
+    assert "Month 7\nMonth 7 is the 7th month of the year we have.\nIt is in the winter & cold.<|endoftext|>" in text
+    identity = manifest.sources[0]["identity"]
+    assert (identity["revision"], identity["configuration"], identity["pinned"]) == (COMMIT, "20231101.simple", True)
+
+    manifest = load_manifest(volumes.data(2))
+    assert [source["documents"] for source in manifest.sources] == [60, 30, 40]
+    assert manifest.sources[2]["identity"]["pinned"] is False
+    assert "warning: source dailydialog: `revision: unpinned`" in capsys.readouterr().out
+    conversations = ConversationSet(volumes.data(2), manifest, "train")
+    written = [tokenizer.decode(conversations.conversation(n)[0].tolist()) for n in range(len(conversations))]
+    assert any("Is it 7 o'clock?\n\n### Assistant:\nIt's not.<|endoftext|>" in text for text in written)
+    assert any("1847 by Anna Holm. 3\n\nWhen was it built?\n\n### Assistant:\n1847<|" in text for text in written)
+
+    before = (volumes.data(2) / "manifest.json").read_bytes()
+    run(job)
+    assert capsys.readouterr().out.count("already prepared and unchanged") == 2
+    assert (volumes.data(2) / "manifest.json").read_bytes() == before
+
+
+def test_damaged_shard_of_hub_data_is_made_again(job: Path) -> None:
+    run(job)
+    path = job / "volumes" / "data" / "phase2" / "train-00000.tokens.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    run(job)
+    assert path.read_bytes() == whole
+
+
+def test_json_and_text_files_of_a_repository_work_too(job: Path) -> None:
+    repository = next((job / "hub").glob("*/alpaca"))
+    for path in repository.rglob("*.parquet"):
+        path.unlink()
+    records = [{"instruction": f"Say {n} to us.", "input": "", "output": f"It is {n}."} for n in range(50)]
+    (repository / "data" / "train.json").write_text("\n".join(map(json.dumps, records)))
+    run(job)
+    assert load_manifest(job / "volumes" / "data" / "phase2").sources[0]["documents"] == 50
+
+
+def test_wrong_field_names_the_fields_found(job: Path) -> None:
+    path = job / "config" / "data.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["phase1"]["sources"][0]["field"] = "content"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(DataError, match="no field `content`; their fields are: id, url, title, text"):
+        run(job)
+
+
+def test_code_in_a_repository_is_never_run(job: Path) -> None:
+    repository = next((job / "hub").glob("*/alpaca"))
+    for path in repository.rglob("*.parquet"):
+        path.unlink()
+    (repository / "alpaca.py").write_text(f"open({str(job / 'ran')!r}, 'w')\n")
+    with pytest.raises(SvitloError, match="cannot be loaded"):
+        run(job)
+    assert not (job / "ran").exists()
+
+
+def test_offline_is_explained(job: Path) -> None:
+    """In a process of its own, because the libraries read the setting when they are imported."""
+    path = job / "config" / "data.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["phase1"]["sources"][0]["hub"] = "wikimedia/wikipedia"
+    path.write_text(yaml.safe_dump(config))
+    command = [
+        sys.executable,
+        "-m",
+        "svitlo",
+        "prepare",
+        "--config",
+        str(job / "config"),
+        "--volumes",
+        str(job / "volumes"),
+    ]
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert failed.returncode == 1, failed.stderr
+    assert failed.stderr.startswith("error: hub data set wikimedia/wikipedia")
+    assert "config/offline" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -1,0 +1,60 @@
+"""What tests read from a run's volumes, and when two runs are the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from svitlo.reporting.metrics import comparable, read_metrics
+
+
+class Run(Protocol):
+    """Anything that trains on a volumes folder: a `Job`, or a stack of containers."""
+
+    @property
+    def volumes(self) -> Path: ...
+
+
+CLOCK_FIELDS = {"timestamp", "training_seconds", "run_id", "periodic_save"}
+
+
+def last(job: Run, phase: int, name: str = "last_checkpoint.pt") -> dict[str, Any]:
+    return torch.load(job.volumes / "checkpoints" / f"phase{phase}" / name, weights_only=True)
+
+
+def metrics(job: Run) -> list[dict[str, Any]]:
+    return comparable(read_metrics(job.volumes / "logs" / "metrics.jsonl"))
+
+
+def events(job: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (job.volumes / "logs" / "events.jsonl").read_text().splitlines()]
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Bit for bit, through tensors, dictionaries and lists."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert one.equal(other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one.keys() - (CLOCK_FIELDS if not where else set()):
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}/{number}")
+    else:
+        assert one == other, where
+
+
+def assert_same_run(job: Run, reference: Run) -> None:
+    for phase in (1, 2):
+        for name in ("last_checkpoint.pt", "best_checkpoint.pt"):
+            assert_same(last(job, phase, name), last(reference, phase, name))
+    assert metrics(job) == metrics(reference)
+    model = "export/model/model.safetensors"
+    assert (job.volumes / model).read_bytes() == (reference.volumes / model).read_bytes()

@@ -1,0 +1,292 @@
+"""The exported model is the trained model, for everybody who has only transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from svitlo.config import ModelConfig
+from svitlo.data.conversations import prompt_text, render
+from svitlo.data.tokenizer import Tokenizer
+from svitlo.durability.checkpoints import TrainingState, mark_best, save_checkpoint
+from svitlo.durability.sums import read_sums, sum_problem
+from svitlo.errors import CheckpointError, ConfigError, VolumeError
+from svitlo.export import NoModelYet, best_state, export_model, model_from, newest_state
+from svitlo.generate import answer, complete
+from svitlo.reporting.metrics import MetricsLog
+from svitlo.training.model import build_model, grow_vocabulary
+from svitlo.volumes import Volumes
+
+SHAPE = ModelConfig(layers=2, width=64, heads=2, positions=64)
+
+
+def make_state(phase: int, step: int, seed: int = 0, **fields: object) -> TrainingState:
+    """A real model with random weights, as a finished or unfinished phase leaves it."""
+    torch.manual_seed(seed)
+    weights = build_model(SHAPE, 50_257).state_dict()
+    if phase == 2:
+        weights = grow_vocabulary(weights, 50_258)
+    values = {
+        "phase": phase,
+        "vocab_size": 50_256 + phase,
+        "model": SHAPE.model_dump(),
+        "configuration": {"training": {"learning_rate": 1e-3, "seed": 1}, "numerics": {"threads": 2}},
+        "configuration_digest": "c" * 64,
+        "data_digest": "d" * 64,
+        "numerics": {"threads": 2, "precision": "fp32", "instruction_set": "AVX2", "torch": "2.13.0"},
+        "run_id": "abcdef012345",
+        "global_step": step,
+        "model_state_dict": weights,
+        "tokens_seen": step * 1_000,
+        "finished": "all steps done",
+        "training_seconds": 125.0,
+        **fields,
+    }
+    return TrainingState(**values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Volumes:
+    volumes = Volumes(tmp_path / "volumes")
+    volumes.set_up()
+    return volumes
+
+
+@pytest.fixture
+def trained(volumes: Volumes) -> Volumes:
+    """Both phases done; the best state of phase 2 is not its last one."""
+    save_checkpoint(make_state(1, 40, best_loss=5.5, best_step=40), volumes.checkpoints(1), keep=3)
+    save_checkpoint(make_state(2, 10, seed=1), volumes.checkpoints(2), keep=3)
+    mark_best(volumes.checkpoints(2))
+    save_checkpoint(make_state(2, 30, seed=2, best_loss=3.25, best_step=10), volumes.checkpoints(2), keep=3)
+    metrics = MetricsLog(volumes.metrics)
+    for phase, steps, start in ((1, 40, 10.8), (2, 30, 6.0)):
+        for step in range(steps + 1):
+            loss = start - step / 10
+            if step:
+                metrics.append({"kind": "step", "phase": phase, "step": step, "loss": loss})
+            if step % 10 == 0:
+                metrics.append({"kind": "evaluation", "phase": phase, "step": step, "validation_loss": loss + 0.1})
+    metrics.close()
+    return volumes
+
+
+# Another process with nothing but transformers: what is loaded is printed as JSON.
+FRESH = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+folder, text = sys.argv[1], sys.argv[2]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+ids = tokenizer(text, return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    logits = model(ids).logits
+torch.save(logits, sys.argv[3])
+question = [{"role": "user", "content": " What is water? "}]
+dialogue = [*question, {"role": "assistant", "content": "A liquid."}, {"role": "user", "content": "And ice?"},
+            {"role": "assistant", "content": "Frozen water."}]
+writer = pipeline("text-generation", model=folder)
+has_template = tokenizer.chat_template is not None
+print(json.dumps({
+    "ids": ids[0].tolist(),
+    "size": len(tokenizer),
+    "specials": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+    "config": [model.config.vocab_size, model.config.eos_token_id, model.config.pad_token_id],
+    "tied": model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(),
+    "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    "prompt": tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False) if has_template else "",
+    "dialogue": tokenizer.apply_chat_template(dialogue, return_dict=True)["input_ids"] if has_template else [],
+    "written": writer("The sun is")[0]["generated_text"],
+    "replied": writer(question)[0]["generated_text"][-1]["role"] if has_template else "",
+    "svitlo": "svitlo" in sys.modules,
+}))
+"""
+
+
+def open_afresh(folder: Path, text: str, logits: Path) -> dict[str, object]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folder), text, str(logits)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_fresh_process_has_the_same_model_and_tokenizer(trained: Volumes, tmp_path: Path, phase: int) -> None:
+    if phase == 1:
+        for path in trained.checkpoints(2).iterdir():
+            path.unlink()
+    export_model(trained, say=lambda _: None)
+    state = make_state(2, 10, seed=1) if phase == 2 else make_state(1, 40)
+    text = "Water — H₂O — is wet;  the sun\nis 4.6 billion years old. Café!"
+    seen = open_afresh(trained.model, text, tmp_path / "logits.pt")
+
+    tokenizer = Tokenizer()
+    assert seen["ids"] == tokenizer.encode(text)
+    with torch.no_grad():
+        expected = model_from(state)(torch.tensor([seen["ids"]])).logits
+    assert (torch.load(tmp_path / "logits.pt") - expected).abs().max() <= 1e-5
+    assert seen["size"] == 50_256 + phase
+    assert seen["specials"] == [50_256, 50_256, 50_257 if phase == 2 else 50_256]
+    assert seen["config"] == [50_256 + phase, 50_256, 50_257 if phase == 2 else None]
+    assert seen["tied"]
+    assert seen["parameters"] == (50_256 + phase) * 64 + 64 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
+    assert str(seen["written"]).startswith("The sun is")
+    assert not seen["svitlo"]
+    if phase == 2:
+        assert seen["prompt"] == prompt_text(" What is water? ")
+        tokens, _ = render(tokenizer, ["What is water?", "A liquid.", "And ice?", "Frozen water."])
+        assert seen["dialogue"] == torch.frombuffer(bytearray(tokens), dtype=torch.uint16).tolist()
+        assert seen["replied"] == "assistant"
+
+
+def test_the_folder_is_complete_and_checks_out(trained: Volumes) -> None:
+    export_model(trained, say=lambda _: None)
+    names = {path.name for path in trained.model.iterdir()}
+    sums = read_sums(trained.model)
+    assert set(sums) == names - {"SHA256SUMS"}
+    assert {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "README.md",
+        "loss.png",
+    } < names
+    assert all(sum_problem(trained.model, name, expected) is None for name, expected in sums.items())
+    # Tied: the embedding is stored once.
+    num_bytes = (trained.model / "model.safetensors").stat().st_size
+    num_parameters = 50_258 * 64 + 64 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
+    assert num_parameters * 4 <= num_bytes < num_parameters * 4 + 20_000
+    assert (trained.model / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in trained.model.parent.iterdir() if "partial" in path.name] == []
+
+
+def test_card_and_record_tell_how_the_model_came_to_be(trained: Volumes) -> None:
+    export_model(trained, say=lambda _: None)
+    record = json.loads((trained.model / "training_record.json").read_bytes())
+    assert (record["phase"], record["step"], record["last_step"]) == (2, 10, 30)
+    assert record["phases"]["1"]["first_validation_loss"] == pytest.approx(10.9)
+    assert record["phases"]["2"]["best_validation_loss"] == 3.25
+    card = (trained.model / "README.md").read_text()
+    for expected in (
+        "6.1000 → 3.2500",
+        "d" * 64,
+        "CC BY-NC",
+        "non-commercial",
+        "30,000",
+        "learning_rate: 0.001",
+        "AVX2",
+    ):
+        assert expected in card, expected
+
+
+def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(
+    trained: Volumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_model(trained, say=lambda _: None)
+    first = (trained.model / "model.safetensors").read_bytes()
+    save_checkpoint(make_state(2, 50, seed=3, best_loss=2.0, best_step=50), trained.checkpoints(2), keep=3)
+    (trained.model.parent / ".model.partial").mkdir()  # what a power cut left
+    (trained.model.parent / ".model.partial" / "model.safetensors").write_text("half")
+    export_model(trained, say=lambda _: None)
+    second = (trained.model / "model.safetensors").read_bytes()
+    assert second != first
+
+    import svitlo.export
+
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(svitlo.export, "write_sums", disk_full)
+    with pytest.raises(VolumeError, match="No space left on device"):
+        export_model(trained, say=lambda _: None)
+    assert (trained.model / "model.safetensors").read_bytes() == second
+    assert all(sum_problem(trained.model, *item) is None for item in read_sums(trained.model).items())
+    assert not (trained.model.parent / ".model.partial").exists()
+
+
+def test_best_and_newest_are_found_without_touching_anything(trained: Volumes) -> None:
+    best, last = best_state(trained)
+    assert (best.global_step, last.global_step) == (10, 30)
+    folder = trained.checkpoints(2)
+    (folder / "last_checkpoint.pt").write_bytes(b"torn")
+    before = sorted((path.name, path.stat().st_size) for path in folder.iterdir())
+    assert newest_state(trained).global_step == 10
+    assert sorted((path.name, path.stat().st_size) for path in folder.iterdir()) == before
+    for path in folder.iterdir():
+        path.write_bytes(b"torn")
+    assert newest_state(trained).phase == 1
+    (trained.checkpoints(1) / "last_checkpoint.pt").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="damaged"):
+        newest_state(trained)
+
+
+def test_nothing_trained_is_said_clearly(volumes: Volumes) -> None:
+    with pytest.raises(NoModelYet, match="nothing was trained yet"):
+        export_model(volumes)
+    with pytest.raises(CheckpointError, match="no model yet"):
+        answer(volumes, "Hello")
+
+
+def test_answers_come_from_the_newest_model(trained: Volumes) -> None:
+    said: list[str] = []
+    first = answer(trained, "What is water?", max_new_tokens=5, say=said.append)
+    export_model(trained, say=lambda _: None)
+    exported = answer(trained, "What is water?", max_new_tokens=5, say=said.append)
+    save_checkpoint(make_state(2, 60, seed=4, best_loss=3.25, best_step=10), trained.checkpoints(2), keep=3)
+    answer(trained, "What is water?", max_new_tokens=5, say=said.append)
+    assert "checkpoint (phase 2, step 30)" in said[0]
+    assert "exported model (phase 2, step 10)" in said[1]
+    assert "checkpoint (phase 2, step 60)" in said[2]
+    assert exported != first  # the best weights are not the last ones
+    (trained.model / "model.safetensors").write_bytes(b"damaged")
+    save_checkpoint(make_state(2, 61), trained.checkpoints(2), keep=3)
+    answer(trained, "x", max_new_tokens=1, say=said.append)
+    assert "step 61" in said[3]
+
+
+def test_generation_stops_at_the_end_of_text_and_fits_the_window() -> None:
+    tokenizer = Tokenizer()
+    state = make_state(2, 1)
+    model = model_from(state)
+    model.train()
+    long = complete(model, tokenizer, "a" * 20 + " word" * 200, 1, max_new_tokens=1_000)
+    assert model.training
+    assert 0 < len(tokenizer.encode(long)) <= 70
+    greedy = [complete(model, tokenizer, "What is water?", 2, 8) for _ in range(2)]
+    assert greedy[0] == greedy[1]
+
+    # A model that writes "yes", and then the end of text for ever.
+    torch.nn.init.zeros_(model.transformer.wpe.weight)
+    calls: list[int] = []
+    (yes,) = tokenizer.encode("yes")
+
+    def scripted(ids: torch.Tensor, **_: object) -> torch.Tensor:
+        calls.append(ids.shape[1])
+        return torch.cat([ids, torch.tensor([[yes, 50_256, 50_257, 50_257]])], dim=1)
+
+    model.generate = scripted  # type: ignore[method-assign, assignment]
+    assert complete(model, tokenizer, "What is water?", 2, 8) == "yes"
+    assert calls == [len(tokenizer.encode(prompt_text("What is water?")))]
+
+
+def test_mistakes_are_explained(trained: Volumes) -> None:
+    for question, message in (("  ", "empty"), ("word " * 100, "110 tokens.*only 64")):
+        with pytest.raises(ConfigError, match=message):
+            answer(trained, question)
+    with pytest.raises(ConfigError, match="temperature"):
+        answer(trained, "Hello", temperature=-1)
