@@ -12,7 +12,7 @@ up: ## start (or update) the stack on this machine
 	@docker/up.sh
 
 down: ## stop the stack; training goes on from there at the next `make up`
-	@docker compose down
+	@docker compose --progress quiet down
 
 logs: ## follow what data-prep and trainer say
 	@docker compose logs --follow --tail 100 data-prep trainer

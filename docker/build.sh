@@ -28,3 +28,6 @@ for image in data-prep trainer; do
     docker buildx build --quiet --load --provenance=false --file docker/Dockerfile \
         --target "$image" --tag "svitlo/$image:$version" "${options[@]}" . >/dev/null
 done
+
+# What the build has replaced; images that are in use or have a tag stay.
+docker image prune --force --filter label=org.opencontainers.image.vendor=Svitlo >/dev/null

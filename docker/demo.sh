@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
-QUESTION='What is the Sun?'
+QUESTION='What should I do if the power goes out at night?'
 MOST_SECONDS=${DEMO_TIMEOUT:-1800}
 DEMO_VOLUMES=./volumes-demo
 
@@ -27,7 +27,8 @@ cp -r config/demo/raw/. "$DEMO_VOLUMES/raw/"
 chmod -R a+rX "$DEMO_VOLUMES"
 docker compose --progress quiet up --detach --no-build
 
-docker compose logs --follow --no-log-prefix data-prep trainer &
+# compose puts a terminal's "erase line" before each line, also into a file.
+docker compose logs --follow --no-log-prefix data-prep trainer 2>/dev/null > >(sed -u 's/\x1b\[2K//') &
 follower=$!
 trap 'kill "$follower" 2>/dev/null || true' EXIT
 trap 'docker compose --progress quiet down; exit 130' INT TERM
@@ -51,7 +52,7 @@ echo "Checkpoints: $(cd "$DEMO_VOLUMES/checkpoints" && echo phase?/*.pt), in $DE
 echo "Model:       $DEMO_VOLUMES/export/model, opens with AutoModelForCausalLM.from_pretrained"
 echo
 echo "Question:    $QUESTION"
-echo "Answer:      $(docker/tools.sh generate "$QUESTION")"
+echo "Answer:      $(docker/tools.sh generate "$QUESTION" 2>/dev/null)"
 echo
 docker compose --progress quiet down
 echo "That was the demo, in $SECONDS s. To ask more: SVITLO_VOLUMES=$DEMO_VOLUMES docker/tools.sh generate \"...\""

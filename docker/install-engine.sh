@@ -52,6 +52,11 @@ SOURCE
 install_engine() {
     say "updating the package lists"
     apt_quiet update
+    if dpkg-query --show docker-ce >/dev/null 2>&1; then
+        say "installing what is missing beside docker-ce"
+        install_packages docker-ce containerd.io docker-compose-plugin docker-buildx-plugin
+        return
+    fi
     case "$ID $VERSION_ID" in
         "debian 12")
             # These first, from Debian 12 itself: Debian 13's would pull in a new C library.

@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 
 docker/env.sh
 docker/build.sh
-docker compose up --detach --no-build
+docker compose --progress quiet up --detach --no-build
 say "running; see it with: make logs, make status"

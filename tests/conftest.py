@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -127,6 +128,17 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
     if process.stdout is not None:
         process.stdout.close()
     return code
+
+
+def wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
+    """Read the output up to a line that matches. The time limit is pytest's."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"no line matches {pattern!r}:\n" + "".join(seen[-30:]))
 
 
 @pytest.fixture(scope="session")

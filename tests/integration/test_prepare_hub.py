@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,27 @@ def test_offline_is_explained(job: Path) -> None:
     assert failed.stderr.startswith("error: hub data set wikimedia/wikipedia")
     assert "config/offline" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_sigterm_while_the_hub_does_not_answer(job: Path) -> None:
+    """A library that catches every `Exception`, and tries again, must not keep the signal to itself."""
+    path = job / "config" / "data.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["phase1"]["sources"][0]["hub"] = "wikimedia/wikipedia"
+    path.write_text(yaml.safe_dump(config))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "svitlo", "prepare", "--config", str(job / "config")]
+        process = subprocess.Popen(
+            [*command, "--volumes", str(job / "volumes")],
+            env={"HF_ENDPOINT": endpoint, "PATH": "/usr/bin:/bin", "no_proxy": "127.0.0.1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        server.settimeout(60)
+        connection, _ = server.accept()
+        process.terminate()
+        output, _ = process.communicate(timeout=10)
+        connection.close()
+    assert process.returncode == 143, output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import signal
 import subprocess
 import time
@@ -14,19 +13,8 @@ import pytest
 import torch
 
 from svitlo.reporting.metrics import read_metrics
-from tests.conftest import Job, kill
+from tests.conftest import Job, kill, wait_for_line
 from tests.support import assert_same_run, events, last, metrics
-
-
-def wait_for_line(process: subprocess.Popen[str], pattern: str) -> str:
-    """Read the output up to a line that matches. The time limit is pytest's."""
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if re.search(pattern, line):
-            return line
-    raise AssertionError(f"no line matches {pattern!r}:\n" + "".join(seen[-30:]))
 
 
 def test_a_run_learns_in_both_phases_and_is_exported(trained: Job) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from svitlo.config import DATA_FILE, UNPINNED, DataConfig, PhaseData, load_data_config
 from svitlo.data.journal import Journal
 from svitlo.data.report import Reporter
-from svitlo.data.shards import DataNotReady, Manifest, load_manifest
+from svitlo.data.shards import SPLITS, DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.data.tokenizer import tokenizer_sha256
 from svitlo.durability.files import digest_of, exclusive_lock, make_folder
 from svitlo.durability.interruption import Interrupted
@@ -53,8 +53,8 @@ def prepare(config_dir: Path, volumes: Volumes) -> str:
             raise PreparationRunning(f"{volumes.prepare_lock}: another process is preparing data on these volumes")
         try:
             message = _prepare_phases(config, config_dir, volumes, reporter)
-        except Interrupted as interrupted:
-            reporter.status("stopped", f"stopped by {interrupted}; the next start goes on from here")
+        except _StopRequested as stop:
+            reporter.status("stopped", f"stopped by {Interrupted(stop.number)}; the next start goes on from here")
             raise
         except SvitloError as error:
             reporter.status("stopped", str(error))
@@ -91,6 +91,7 @@ def _prepare_phases(config: DataConfig, config_dir: Path, volumes: Volumes, repo
                 reporter.summary(manifest)
                 _warn_about_little_data(manifest, config_dir, reporter)
             manifests.append(manifest)
+            reporter.count(sum(map(manifest.num_documents, SPLITS)), sum(map(manifest.num_tokens, SPLITS)))
     finally:
         if workers is not None:
             workers.close()
@@ -147,8 +148,6 @@ class _Preparation:
         if changed:
             self._begin_anew(f"{changed} changed")
             return None
-        from svitlo.data.shards import verify_shards
-
         try:
             verify_shards(self._folder, manifest)
         except DataError as error:
@@ -243,6 +242,14 @@ class _Preparation:
         self._journal.clear()
 
 
+class _StopRequested(BaseException):
+    """Not an `Exception`: libraries catch those, and would carry on."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[None]:
     """Raise `Interrupted` at once on SIGTERM and SIGINT, also inside a long download; every file written is whole."""
@@ -251,13 +258,13 @@ def _stop_on_signals() -> Iterator[None]:
         return
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        for ignored in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(ignored, signal.SIG_IGN)  # an impatient second Ctrl-C must not disturb the cleaning up
-        raise Interrupted(number)
+        raise _StopRequested(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except _StopRequested as request:
+        raise Interrupted(request.number) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -34,6 +34,8 @@ class Reporter:
         self._documents = 0
         self._tokens = 0
         self._tokens_at_start = 0
+        self._documents_complete = 0
+        self._tokens_complete = 0
         self._fraction = 0.0
         self._fraction_at_start = 0.0
         self._started = 0.0
@@ -72,6 +74,11 @@ class Reporter:
             self._next_line = now + LINE_EVERY_SECONDS
             self.say(self._line())
 
+    def count(self, documents: int, tokens: int) -> None:
+        """A phase is complete with so many documents and tokens; the status says how many there are in all phases."""
+        self._documents_complete += documents
+        self._tokens_complete += tokens
+
     def end(self) -> None:
         """The phase's bar goes away."""
         if self._bar is not None:
@@ -80,15 +87,16 @@ class Reporter:
 
     def status(self, state: str, message: str) -> None:
         """Write `data-prep.json`: `state` is preparing, complete or stopped."""
+        is_complete = state == "complete"
         with contextlib.suppress(OSError):
             write_json(
                 self._status_path,
                 {
                     "state": state,
                     "phase": self._phase,
-                    "documents": self._documents,
-                    "tokens": self._tokens,
-                    "tokens_per_second": round(self._rate()),
+                    "documents": self._documents_complete if is_complete else self._documents,
+                    "tokens": self._tokens_complete if is_complete else self._tokens,
+                    "tokens_per_second": 0 if is_complete else round(self._rate()),
                     "message": message,
                     "updated": datetime.now(UTC).isoformat(timespec="seconds"),
                 },
@@ -140,7 +148,7 @@ class Reporter:
         from rich.table import Table
 
         noun = "conversations" if manifest.phase == 2 else "documents"
-        table = Table(title=f"phase {manifest.phase}: {manifest.configuration_digest[:12]}", title_justify="left")
+        table = Table(title=f"phase {manifest.phase}, data identity {manifest.digest[:12]}", title_justify="left")
         table.add_column("source")
         for heading in (noun, "words", "tokens"):
             table.add_column(heading, justify="right")
@@ -157,7 +165,7 @@ class Reporter:
             replies = f"{counts['reply_tokens']:,} tokens in replies" if "reply_tokens" in counts else ""
             table.add_row(
                 split, f"{counts['documents']:,}", f"{counts['words']:,}", f"{counts['tokens']:,}",
-                f"{len(counts['shards'])} shards" + (f"; {replies}" if replies else ""),
+                _shards(counts) + (f"; {replies}" if replies else ""),
             )  # fmt: skip
         Console(file=self._output).print(table)
 
@@ -178,7 +186,7 @@ def summary_lines(manifest: Manifest) -> list[str]:
         counts = manifest.content["splits"][split]
         line = (
             f"phase {manifest.phase}, {split}: {counts['documents']:,} {noun}, {counts['words']:,} words, "
-            f"{counts['tokens']:,} tokens in {len(counts['shards'])} shards"
+            f"{counts['tokens']:,} tokens in {_shards(counts)}"
         )
         if "reply_tokens" in counts:
             line += f"; {counts['reply_tokens']:,} tokens in replies"
@@ -188,6 +196,11 @@ def summary_lines(manifest: Manifest) -> list[str]:
 
 def _counts(counted: dict[str, int]) -> list[str]:
     return [f"{count:,} {reason}" for reason, count in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _shards(counts: dict[str, Any]) -> str:
+    number = len(counts["shards"])
+    return "1 shard" if number == 1 else f"{number} shards"
 
 
 def _duration(seconds: float) -> str:

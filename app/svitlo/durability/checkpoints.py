@@ -212,14 +212,20 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"the checksum of its record {bad} is wrong")
 
 
-def _step_of(path: Path) -> int | None:
-    """The step inside a checkpoint, read without its tensors; None where it is missing or unreadable."""
+def position_of(path: Path) -> tuple[str, int, int] | None:
+    """Run, phase and step inside a checkpoint, read without its tensors; None where it is missing or unreadable."""
     try:
         if path.is_symlink():
             return None
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return str(content["run_id"]), int(content["phase"]), int(content["global_step"])
     except Exception:  # unreadable is an answer here; whoever loads the file finds out why
         return None
+
+
+def _step_of(path: Path) -> int | None:
+    position = position_of(path)
+    return None if position is None else position[2]
 
 
 def _prune(folder: Path, keep: int) -> None:

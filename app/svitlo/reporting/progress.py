@@ -87,7 +87,7 @@ class Progress:
 
     def complete(self, message: str) -> None:
         """Nothing is left to do."""
-        self._events.record("finished", message)
+        self._quiet_events.record("finished", message)  # the command line says it
         self._status = {key: self._status.get(key) for key in ("phase", "step", "num_steps", "best_loss", "run_id")}
         self._write(state="complete", message=message)
 

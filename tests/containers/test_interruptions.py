@@ -1,0 +1,98 @@
+"""Kills, stops and lost disks: the stack goes on by itself and ends in the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from svitlo.reporting.metrics import read_metrics
+from tests.containers.stack import PHASE_FILES, Stack, assert_same_result
+from tests.support import last
+
+pytestmark = [pytest.mark.containers, pytest.mark.crash]
+
+
+def test_killed_in_every_part_of_the_work_it_ends_in_the_same_bits(stack: Stack, finished: Stack) -> None:
+    """As the kernel kills what uses too much memory: the engine is not asked, and its restart policy brings it back."""
+    stack.up()
+    stack.wait_for_shard(5)
+    kill_program(stack, "data-prep")
+    assert not (stack.volumes / "data" / "phase1" / "manifest.json").exists(), "the kill came in the middle of the work"
+    for phase in (1, 2):
+        stack.wait_for_step(phase, 6)
+        kill_program(stack, "trainer")
+        assert not stack.events("phase finished", phase=phase), "the kill came in the middle of the phase"
+    stack.wait_for_export()
+    kill_program(stack, "trainer")
+    assert not (stack.volumes / "export" / "model").exists(), "the kill came in the middle of the export"
+
+    stack.wait_until_complete()
+    assert_same_result(stack, finished)
+    assert stack.restarts("data-prep") == 1
+    assert stack.restarts("trainer") == 3
+    assert len(stack.events("cut off")) == 3, "every kill of the trainer is noticed"
+    assert len(stack.events("began")) == 2, "no phase begins twice"
+    for service in ("data-prep", "trainer"):
+        stack.wait_for_health(service, "healthy")
+
+
+def test_stop_saves_the_last_finished_step_and_start_goes_on(stack: Stack, finished: Stack) -> None:
+    for file in PHASE_FILES:  # so that only the signal is a reason to save between two evaluations
+        stack.change(file, "checkpoints", save_every_seconds=1000, save_every_n_steps=None)
+    stack.up()
+    stack.wait_for_shard(5)
+    stop(stack)
+    assert not (stack.volumes / "data" / "phase1" / "manifest.json").exists()
+    stack.compose("start", "data-prep", "trainer")
+    for phase in (1, 2):
+        stack.wait_for_step(phase, 3)
+        assert stop(stack) < 10
+        steps = [r["step"] for r in read_metrics(stack.volumes / "logs" / "metrics.jsonl") if r["kind"] == "step"]
+        assert last(stack, phase)["global_step"] == steps[-1], "no finished step is lost"
+        assert not stack.events("phase finished", phase=phase), "the stop came in the middle of the phase"
+        assert stack.status is not None
+        assert stack.status.state == "stopped"
+        stack.compose("start", "data-prep", "trainer")
+    stack.wait_until_complete()
+    assert_same_result(stack, finished)
+    assert [event["repeated_steps"] for event in stack.events("resumed")] == [0, 0]
+    assert not stack.events("cut off")
+    assert stack.restarts("trainer") == 0
+
+
+def test_a_disk_that_is_mounted_late_is_waited_for(stack: Stack, finished: Stack) -> None:
+    """Not mounted, the disk with the checkpoints looks like an empty folder: training must not begin anew in it."""
+    checkpoints, elsewhere = stack.volumes / "checkpoints", stack.volumes / "checkpoints-elsewhere"
+    stack.up()
+    stack.wait_for_step(1, 6)
+    stop(stack)
+    checkpoints.rename(elsewhere)
+    checkpoints.mkdir()
+    shutil.copystat(elsewhere, checkpoints)
+    os.chown(checkpoints, elsewhere.stat().st_uid, elsewhere.stat().st_gid)
+    stack.compose("start", "data-prep", "trainer")
+    stack.wait_for("three attempts", lambda: stack.restarts("trainer") >= 3, every=0.2)
+    assert list(checkpoints.iterdir()) == []
+    assert "volume /volumes/checkpoints: its marker file .svitlo-volume is missing" in stack.logs("trainer")
+
+    checkpoints.rmdir()
+    elsewhere.rename(checkpoints)
+    stack.wait_until_complete()
+    assert len(stack.events("began")) == 2, "no phase begins twice"
+    assert_same_result(stack, finished)
+
+
+def kill_program(stack: Stack, service: str) -> None:
+    """SIGKILL to the program in a container, from outside."""
+    os.kill(stack.pid(service), signal.SIGKILL)
+
+
+def stop(stack: Stack) -> float:
+    """`docker compose stop`. Returns the seconds it took."""
+    start = time.monotonic()
+    stack.compose("stop", "data-prep", "trainer")
+    return time.monotonic() - start

@@ -1,0 +1,168 @@
+"""The stack from empty volumes to a finished model, how little it then needs, and what its containers may do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.containers.stack import Stack, is_idle, shards
+from tests.support import last, metrics
+
+pytestmark = pytest.mark.containers
+
+SERVICES = ("data-prep", "trainer")
+HEALTH_CHECK_SECONDS = 15
+NUM_STEPS = 24
+
+
+def test_from_empty_volumes_to_a_model_without_a_human_act(finished: Stack) -> None:
+    for service in SERVICES:
+        finished.wait_for_health(service, "healthy")
+        assert finished.restarts(service) == 0
+        assert finished.inspect(service)["State"]["Status"] == "running"
+    assert "training is complete" in finished.inside("trainer", "cat /tmp/health")
+    assert "data is prepared" in finished.inside("data-prep", "cat /tmp/health")
+    assert {name.split("/")[0] for name in shards(finished)} == {"phase1", "phase2"}
+    for phase, vocabulary, least in ((1, 50_257, 1.0), (2, 50_258, 0.5)):
+        state = last(finished, phase)
+        assert state["finished"]
+        assert (state["global_step"], state["vocab_size"]) == (NUM_STEPS, vocabulary)
+        losses = [r["validation_loss"] for r in metrics(finished) if r["kind"] == "evaluation" and r["phase"] == phase]
+        assert losses[0] - losses[-1] > least, "it learns"
+    model = {path.name for path in (finished.volumes / "export" / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "SHA256SUMS"} <= model
+
+
+def test_everything_belongs_to_the_owner_and_to_nobody_else(finished: Stack) -> None:
+    owner = int(finished.environment["PUID"]), int(finished.environment["PGID"])
+    written = [path for name in ("data", "checkpoints", "logs", "export") for path in _tree(finished.volumes / name)]
+    assert len(written) > 50
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in written} == {owner}
+
+
+def test_what_is_finished_needs_next_to_nothing(finished: Stack) -> None:
+    start, before = time.monotonic(), {service: _Usage(finished, service) for service in SERVICES}
+    time.sleep(HEALTH_CHECK_SECONDS + 1)  # a span to measure, with a health check in it
+    seconds, after = time.monotonic() - start, {service: _Usage(finished, service) for service in SERVICES}
+    for service in SERVICES:
+        assert is_idle(finished.processes(service))
+        assert after[service].cpu_seconds_of_processes == before[service].cpu_seconds_of_processes
+        with_checks = after[service].cpu_seconds - before[service].cpu_seconds
+        print(f"{service}: {with_checks:.3f} s of CPU in {seconds:.1f} s, {after[service].memory_bytes / 1e6:.1f} MB")
+        assert with_checks < 0.01 * seconds, "health checks cost under one percent of one CPU"
+        assert after[service].memory_bytes < 40e6
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_can_do_only_what_it_must(finished: Stack, service: str) -> None:
+    status = dict(
+        line.split(":\t", 1) for line in finished.inside(service, "cat /proc/self/status").splitlines() if ":\t" in line
+    )
+    assert status["Uid"].split() == [finished.environment["PUID"]] * 4
+    assert status["Gid"].split() == [finished.environment["PGID"]] * 4
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == 0, kind
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+    writable = {"data-prep": {"/tmp", "/volumes/data"}, "trainer": {"/tmp", "/volumes/checkpoints"}}[service]
+    read_only = {"/", "/etc", "/opt/svitlo", "/var/tmp", "/config", "/volumes"}
+    read_only |= {"data-prep": {"/volumes/raw"}, "trainer": {"/volumes/data"}}[service]
+    assert _writable(finished, service, writable | read_only) == writable
+    seen = {"data-prep": "cache data logs raw", "trainer": "checkpoints data export logs"}
+    assert finished.inside(service, "ls /volumes").split() == seen[service].split()
+    assert finished.inside(service, "tr '\\0' ' ' </proc/1/cmdline").startswith("/sbin/docker-init -- svitlo ")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_engine_restarts_limits_and_isolates_each_container(finished: Stack, service: str) -> None:
+    inspected = finished.inspect(service)
+    host: dict[str, Any] = inspected["HostConfig"]
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert host["Init"] is True
+    assert host["ReadonlyRootfs"] is True
+    assert host["Privileged"] is False
+    assert host["CapDrop"] == ["ALL"]
+    assert not host["CapAdd"]
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert "size=" in host["Tmpfs"]["/tmp"]
+    assert 0 < host["Memory"] <= 4 * 2**30
+    assert 0 < host["PidsLimit"] <= 256
+    assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
+    assert not host["PortBindings"]
+    assert not inspected["NetworkSettings"]["Ports"]
+    assert inspected["Config"]["StopTimeout"] >= 15
+    assert inspected["Config"]["Entrypoint"] == ["svitlo"], "started without a shell, so that signals arrive"
+
+
+def test_the_trainer_is_pinned_and_has_no_network(finished: Stack) -> None:
+    assert finished.inside("trainer", "ls /sys/class/net") == "lo"
+    assert finished.inspect("trainer")["HostConfig"]["NetworkMode"] == "none"
+    wanted = {int(cpu) for cpu in finished.environment["TRAINER_CPUS"].split(",")}
+    pid = int(finished.inspect("trainer")["State"]["Pid"])
+    assert os.sched_getaffinity(pid) == wanted
+
+
+@pytest.mark.parametrize(
+    ("service", "there", "not_there"),
+    [
+        ("trainer", ["torch", "transformers"], ["datasets", "pandas", "pyarrow", "pip", "nvidia", "triton", "pytest"]),
+        ("data-prep", ["datasets", "tokenizers"], ["torch", "transformers", "pip", "nvidia", "triton", "pytest"]),
+    ],
+)
+def test_an_image_holds_only_what_its_service_needs(
+    finished: Stack, service: str, there: list[str], not_there: list[str]
+) -> None:
+    script = "import importlib.util as i, sys; print(*[n for n in sys.argv[1:] if i.find_spec(n)])"
+    found = finished.inside(service, f"python -c '{script}' {' '.join(there + not_there)}").split()
+    assert found == there
+    tools = "gcc cc g++ c++ clang ld make nvcc nvidia-smi curl wget pip git sudo"
+    assert finished.inside(service, f"for tool in {tools}; do command -v $tool; done; true") == ""
+    names = " -o ".join(f"-iname '{name}*'" for name in ("libcuda", "libcublas", "libcudnn", "libnccl"))
+    assert finished.inside(service, f"find / -xdev \\( {names} \\) 2>/dev/null; true") == ""
+
+
+class _Usage:
+    """What a container has used, seen from the host."""
+
+    def __init__(self, stack: Stack, service: str) -> None:
+        init = int(stack.inspect(service)["State"]["Pid"])
+        program = stack.pid(service)
+        ticks = sum(_cpu_ticks(pid) for pid in (init, program))
+        self.cpu_seconds_of_processes = ticks / os.sysconf("SC_CLK_TCK")
+        groups = [line.split(":", 2) for line in Path(f"/proc/{init}/cgroup").read_text().splitlines()]
+        folders = {name: path.lstrip("/") for _, names, path in groups for name in names.split(",")}
+        root = Path("/sys/fs/cgroup")
+        if "memory" in folders:  # version 1 of control groups: a hierarchy for each kind
+            memory = root / "memory" / folders["memory"]
+            used, cache = int((memory / "memory.usage_in_bytes").read_text()), "cache"
+            self.cpu_seconds = int((root / "cpuacct" / folders["cpuacct"] / "cpuacct.usage").read_text()) / 1e9
+        else:
+            memory = root / folders[""]
+            used, cache = int((memory / "memory.current").read_text()), "file"
+            self.cpu_seconds = _numbers(memory / "cpu.stat")["usage_usec"] / 1e6
+        numbers = _numbers(memory / "memory.stat")
+        self.memory_bytes = used - numbers[cache] + numbers["shmem"]
+        """Without the page cache, which the kernel takes back whenever it needs to; files in /tmp count."""
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    return {name: int(value) for name, value in (line.split() for line in path.read_text().splitlines())}
+
+
+def _cpu_ticks(pid: int) -> int:
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+def _tree(folder: Path) -> list[Path]:
+    return [folder, *folder.rglob("*")]
+
+
+def _writable(stack: Stack, service: str, folders: set[str]) -> set[str]:
+    """Those of the folders in which the container can make a file."""
+    script = f"for f in {' '.join(folders)}; do if touch $f/.probe; then rm $f/.probe; echo $f; fi; done 2>/dev/null"
+    return set(stack.inside(service, f"{script}; true").split())
