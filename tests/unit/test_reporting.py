@@ -1,0 +1,159 @@
+"""Metrics, events and status: right after a power cut, on a full disk and with a clock that jumps."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from svitlo.durability.interruption import ProcessRecord
+from svitlo.reporting import status as status_module
+from svitlo.reporting.events import EventLog, read_events
+from svitlo.reporting.metrics import MetricsLog, comparable, read_metrics
+from svitlo.reporting.screen import as_json
+from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
+from svitlo.volumes import Volumes
+
+
+def step(phase: int, number: int) -> dict[str, object]:
+    return {"kind": "step", "phase": phase, "step": number, "loss": 1.0 / number, "time": "now", "seconds": 0.1}
+
+
+def evaluation(phase: int, number: int) -> dict[str, object]:
+    return {"kind": "evaluation", "phase": phase, "step": number, "validation_loss": 2.0}
+
+
+def written(path: Path, *records: dict[str, object]) -> MetricsLog:
+    log = MetricsLog(path)
+    for record in records:
+        log.append(record)
+    log.close()
+    return log
+
+
+def test_metrics_are_cut_back_to_the_checkpoint_so_that_no_step_stands_twice(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = written(path, *(step(1, n) for n in range(1, 6)), evaluation(1, 4), step(2, 1))
+    log.truncate_after(1, 4, last_evaluated_step=0)
+    kept = [(record["kind"], record["phase"], record["step"]) for record in read_metrics(path)]
+    assert kept == [("step", 1, n) for n in range(1, 5)], "the evaluation of step 4 will be made again"
+    written(path, evaluation(1, 4))
+    MetricsLog(path).truncate_after(1, 4, last_evaluated_step=4)
+    assert [record["kind"] for record in read_metrics(path)] == ["step"] * 4 + ["evaluation"]
+
+
+def test_a_new_phase_keeps_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = written(path, evaluation(1, 0), step(1, 1), evaluation(2, 0), step(2, 1))
+    log.truncate_after(2, -1)
+    assert [(record["phase"], record["step"]) for record in read_metrics(path)] == [(1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("torn", [b'{"kind": "st', b"\0" * 40, b'{"kind": "step"}\xff'])
+def test_a_line_torn_by_a_power_cut_spoils_only_itself(tmp_path: Path, torn: bytes) -> None:
+    for name, read in (("metrics.jsonl", read_metrics), ("events.jsonl", read_events)):
+        path = tmp_path / name
+        if name == "metrics.jsonl":
+            written(path, step(1, 1))
+        else:
+            EventLog(path, say=lambda _: None).record("started", "started")
+        with open(path, "ab") as file:
+            file.write(torn)
+        assert len(read(path)) == 1
+        if name == "metrics.jsonl":
+            written(path, step(1, 2))
+        else:
+            EventLog(path, say=lambda _: None).record("resumed", "resumed", step=3)
+        assert len(read(path)) == 2
+
+
+def test_what_depends_on_the_clock_is_left_out_of_comparisons() -> None:
+    assert comparable([step(1, 2)]) == [{"kind": "step", "phase": 1, "step": 2, "loss": 0.5}]
+
+
+def test_an_event_on_a_full_disk_is_said_and_does_not_stop_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    EventLog(tmp_path / "missing" / "events.jsonl").record("saved", "saved step 3")
+    captured = capsys.readouterr()
+    assert "saved step 3" in captured.out
+    assert "could not be kept" in captured.err
+
+
+def test_status_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    assert read_status(path) is None
+    write_status(path, state="training", phase=1, step=3)
+    status = read_status(path)
+    assert status is not None
+    assert status.is_alive
+    for damage in (b"", b'{"state": "trai', b"\0" * 100, b"[]"):
+        path.write_bytes(damage)
+        assert read_status(path) is None
+
+
+def test_a_clock_that_jumps_back_changes_no_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_status(tmp_path / "status.json", state="training")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    status = read_status(tmp_path / "status.json")
+    assert status is not None
+    assert status.age_seconds is not None
+    assert 0 <= status.age_seconds < 60
+
+
+def test_after_another_boot_a_training_status_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = Volumes(tmp_path)
+    volumes.set_up()
+    write_status(volumes.status, state="training", phase=1, step=7, num_steps=10)
+    assert as_json(volumes)["is_running"] is True
+    monkeypatch.setattr(status_module, "boot_id", lambda: "another boot")
+    known = as_json(volumes)
+    assert known["is_running"] is False
+    assert known["state"] != "training"
+    assert json.dumps(known)
+
+
+def test_status_of_volumes_where_nothing_ever_ran(tmp_path: Path) -> None:
+    assert as_json(Volumes(tmp_path / "nothing"))["is_running"] is False
+
+
+def test_the_progress_line_has_everything() -> None:
+    line = progress_line(
+        Status(
+            state="training", phase=1, step=1234, num_steps=21960, epoch=1, max_epochs=3, loss=4.3214,
+            learning_rate=9.8e-4, tokens_per_second=1480.4, seconds_left=11_520, checkpoint_age_seconds=41,
+            memory_bytes=812_000_000,
+        )
+    )  # fmt: skip
+    for part in (
+        "phase 1", "step 1,234 of 21,960", "epoch 1/3", "loss 4.321", "lr 9.8e-04", "1,480 tok/s", "3 h 12 min left",
+        "checkpoint 41 s old", "812 MB",
+    ):  # fmt: skip
+        assert part in line
+
+
+def test_durations_are_never_negative() -> None:
+    assert duration(-5) == "0 s"
+    assert duration(59.4) == "59 s"
+    assert duration(3_725) == "1 h 2 min"
+
+
+def test_the_health_file_is_for_the_health_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVITLO_HEALTH_FILE", str(tmp_path / "health"))
+    set_health(False, "config: learning_rat:\nunknown key")
+    assert (tmp_path / "health").read_text() == "unhealthy\nconfig: learning_rat: unknown key\n"
+
+
+def test_how_the_last_process_ended_is_known_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "process.json"
+    assert ProcessRecord(path).begin() is None, "the first start ever"
+    assert "kill" in (ProcessRecord(path).begin() or ""), "same boot, and no orderly end"
+    ProcessRecord(path).end("done")
+    assert ProcessRecord(path).begin() is None
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "boot_id": "another"}))
+    assert "power cut" in (ProcessRecord(path).begin() or "")
+    path.write_text("")  # torn
+    assert ProcessRecord(path).begin() is None
