@@ -100,7 +100,9 @@ print(json.dumps({
     "config": [model.config.vocab_size, model.config.eos_token_id, model.config.pad_token_id],
     "tied": model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(),
     "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    "prompt": has_template and tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False) or "",
+    "prompt": has_template
+    and tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    or "",
     "dialogue": tokenizer.apply_chat_template(dialogue, return_dict=True)["input_ids"] if has_template else [],
     "written": writer("The sun is")[0]["generated_text"],
     "replied": writer(question)[0]["generated_text"][-1]["role"] if has_template else "",
