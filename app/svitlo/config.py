@@ -183,6 +183,8 @@ class TrainingConfig(Section):
     """Stop after so many evaluations in a row without improvement."""
     min_improvement: float = Field(default=0.001, ge=0)
     """Validation loss must fall by more than this to count as improvement."""
+    keep_weights: Literal["best", "last"] = "best"
+    """What a phase hands on: the weights with the lowest validation loss, or those of the last evaluation."""
     seed: int = Field(default=1, ge=0, lt=2**32)
     auto_resume: bool = True
     """Go on from the newest good checkpoint. `false` refuses to start where checkpoints exist."""

@@ -14,6 +14,7 @@ the old one in one step: who looks finds a complete model at every instant.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -141,10 +142,15 @@ def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingS
     record = training_record(volumes, state, last, sum(parameter.numel() for parameter in model.parameters()))
     has_curve = write_loss_curve(volumes.metrics, folder / "loss.png", state.phase)
     write_card(folder, record, has_curve)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors makes files for their owner alone
 
 
 def _write_weights(model: GPT2LMHeadModel, folder: Path) -> None:
     from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
     positions = model.config.n_positions
     model.generation_config = GenerationConfig(
@@ -183,6 +189,11 @@ def _write_tokenizer(folder: Path, state: TrainingState) -> None:
         tokenizer.chat_template = CHAT_TEMPLATE
     assert len(tokenizer) == state.vocab_size, (len(tokenizer), state.vocab_size)
     tokenizer.save_pretrained(folder)
+    # The name of the class that transformers 4 and 5 both know.
+    settings = folder / "tokenizer_config.json"
+    values = json.loads(settings.read_bytes())
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     bpe.model.save(str(folder))  # vocab.json and merges.txt
 
 
@@ -190,7 +201,9 @@ def _compare(model: GPT2LMHeadModel, folder: Path, state: TrainingState) -> None
     """Open the export the way that its users will, and compare. Raises `VolumeError` where it is not the same model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     opened = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     ids = torch.tensor([tokenizer.encode("The sun is a star, and water is wet.")[: state.model["positions"]]])

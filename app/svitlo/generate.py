@@ -126,7 +126,9 @@ def newest_model(volumes: Volumes) -> tuple[GPT2LMHeadModel, int, str]:
         or (record["run_id"], record["phase"], record["last_step"]) == (state.run_id, state.phase, state.global_step)
     ):
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         model: Any = AutoModelForCausalLM.from_pretrained(volumes.model, local_files_only=True)
         model.eval()
         return model, record["phase"], f"the exported model (phase {record['phase']}, step {record['step']:,})"

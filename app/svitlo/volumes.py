@@ -83,6 +83,11 @@ class Volumes:
     def events(self) -> Path:
         return self.logs / "events.jsonl"
 
+    @property
+    def restore_journal(self) -> Path:
+        """There while a backup is being put back: what lies in the volumes is then a mixture of two runs."""
+        return self.root / "checkpoints" / ".restoring"
+
     def require(self, *names: str) -> None:
         """Raise `VolumeError` unless each named volume is there, was set up, and can be used as it must be."""
         for name in names:
@@ -92,6 +97,11 @@ class Volumes:
                     f"volume {folder}: its marker file {MARKER} is missing, so the folder was never set up or its disk "
                     f"is not mounted (yet). Mount the disk, or set the volumes up once: `svitlo setup --volumes "
                     f"{self.root}` (in containers `docker compose up -d` does it)"
+                )
+            if name == self.restore_journal.parent.name and self.restore_journal.exists():
+                raise VolumeError(
+                    f"{self.restore_journal}: a restore was interrupted, so these volumes are a mixture of two runs and "
+                    f"nothing may train on them. Run the same `make restore FROM=...` again; it finishes the work"
                 )
 
     def require_writable(self, *names: str) -> None:

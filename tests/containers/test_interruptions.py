@@ -1,9 +1,8 @@
-"""Kills, stops and lost disks: the stack goes on by itself and ends in the same bits."""
+"""Kills and stops: the stack goes on by itself and ends in the same bits."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 
@@ -62,28 +61,6 @@ def test_stop_saves_the_last_finished_step_and_start_goes_on(stack: Stack, finis
     assert [event["repeated_steps"] for event in stack.events("resumed")] == [0, 0]
     assert not stack.events("cut off")
     assert stack.restarts("trainer") == 0
-
-
-def test_a_disk_that_is_mounted_late_is_waited_for(stack: Stack, finished: Stack) -> None:
-    """Not mounted, the disk with the checkpoints looks like an empty folder: training must not begin anew in it."""
-    checkpoints, elsewhere = stack.volumes / "checkpoints", stack.volumes / "checkpoints-elsewhere"
-    stack.up()
-    stack.wait_for_step(1, 6)
-    stop(stack)
-    checkpoints.rename(elsewhere)
-    checkpoints.mkdir()
-    shutil.copystat(elsewhere, checkpoints)
-    os.chown(checkpoints, elsewhere.stat().st_uid, elsewhere.stat().st_gid)
-    stack.compose("start", "data-prep", "trainer")
-    stack.wait_for("three attempts", lambda: stack.restarts("trainer") >= 3, every=0.2)
-    assert list(checkpoints.iterdir()) == []
-    assert "volume /volumes/checkpoints: its marker file .svitlo-volume is missing" in stack.logs("trainer")
-
-    checkpoints.rmdir()
-    elsewhere.rename(checkpoints)
-    stack.wait_until_complete()
-    assert len(stack.events("began")) == 2, "no phase begins twice"
-    assert_same_result(stack, finished)
 
 
 def kill_program(stack: Stack, service: str) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.containers.engine import Engine
@@ -10,6 +15,18 @@ from tests.containers.stack import Stack, assert_same_result
 pytestmark = [pytest.mark.containers, pytest.mark.crash]
 
 SERVICES = ("data-prep", "trainer")
+
+
+@contextlib.contextmanager
+def _unmounted(volume: Path) -> Iterator[Path]:
+    """A volume as it is while its disk is not mounted: an empty folder."""
+    disk = volume.with_name("disk")
+    volume.rename(disk)
+    volume.mkdir()
+    os.chown(volume, disk.stat().st_uid, disk.stat().st_gid)
+    yield volume
+    volume.rmdir()
+    disk.rename(volume)
 
 
 def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: Stack, finished: Stack) -> None:
@@ -24,7 +41,11 @@ def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: 
     stack.wait_for_step(1, 6)
     engine.cut_the_power()
     assert not stack.events("phase finished"), "the cut came in the middle of phase 1"
-    engine.start()
+    with _unmounted(stack.volumes / "checkpoints") as empty_folder:
+        engine.start()
+        message = "volume /volumes/checkpoints: its marker file .svitlo-volume is missing"
+        stack.wait_for("three attempts", lambda: stack.logs("trainer").count(message) >= 3, every=0.2)
+        assert list(empty_folder.iterdir()) == [], "an empty folder is not taken for a new volume"
 
     stack.wait_for_step(1, 12)
     engine.shut_down()

@@ -88,6 +88,22 @@ def test_a_signal_saves_the_last_finished_step_at_once(trained: Job, prepared: J
 
 
 @pytest.mark.crash
+def test_a_resumption_says_how_much_work_is_repeated(prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    job.change("phase1_pretraining.yaml", "checkpoints", save_every_seconds=1000, save_every_n_steps=None)
+    process = job.start("train", "--phase", "1")
+    wait_for_line(process, "phase 1 .* step [3-7] of")
+    kill(process)
+    done = read_metrics(job.volumes / "logs" / "metrics.jsonl")
+    num_steps = sum(record["kind"] == "step" for record in done)
+    assert num_steps >= 3
+    process = job.start("train", "--phase", "1")
+    line = wait_for_line(process, "resumed at")
+    kill(process)
+    assert f"resumed at step 0 of 24 (phase 1, epoch 1); {num_steps} steps, " in line
+
+
+@pytest.mark.crash
 def test_a_damaged_last_checkpoint_costs_a_few_steps_and_not_the_result(
     trained: Job, prepared: Job, tmp_path: Path
 ) -> None:

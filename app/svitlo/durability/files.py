@@ -22,6 +22,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,6 +93,12 @@ def rename_durably(source: Path, target: Path) -> None:
     fsync_folder(target.parent)
     if source.parent != target.parent:
         fsync_folder(source.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Remove a file so that it does not come back after a power cut."""
+    path.unlink(missing_ok=True)
+    fsync_folder(path.parent)
 
 
 def make_folder(path: Path) -> None:
@@ -189,6 +196,7 @@ def replace_folder(new: Path, target: Path) -> None:
         return
     if not _exchange(new, target):
         old = target.with_name(target.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(target, old)
         os.rename(new, target)
         os.rename(old, new)

@@ -68,6 +68,7 @@ class MetricsLog:
             if self._file is None:
                 self._file = open_for_append(self.path)
             self._file.write(line)
+            self._file.flush()  # after a kill the next process counts here how much work it repeats
         except OSError as error:
             self._give_up(error)
 

@@ -91,7 +91,7 @@ def _draw(curves: dict[int, tuple[Points, Points]], target: Path) -> None:
         if validation:
             _plot(axes, validation, "validation", "validation", 1.5, marker="o", markersize=3.5)
             step, best = min(validation, key=lambda point: point[1])
-            axes.annotate(f"{best:.3f}", (step, best), (0, -12), textcoords="offset points", ha="center", fontsize=8)
+            axes.annotate(f"{best:.3f}", (step, best), (-4, 7), textcoords="offset points", ha="center", fontsize=8)
         axes.set_title(PHASE_TITLES[phase])
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats per token")
@@ -186,10 +186,15 @@ def _results(record: dict[str, Any]) -> str:
 
 
 def _data(record: dict[str, Any]) -> str:
-    lines = ["| phase | source | from | licence |", "| --- | --- | --- | --- |"]
-    for number, phase in record["phases"].items():
-        for source in phase["data"].get("sources", []):
-            lines.append(f"| {number} | {source.get('name', '?')} | {_origin(source)} | {_licence(source)} |")
+    rows = [
+        f"| {number} | {source.get('name', '?')} | {_origin(source)} | {_licence(source)} |"
+        for number, phase in record["phases"].items()
+        for source in phase["data"].get("sources", [])
+    ]
+    heading = ["| phase | source | from | licence |", "| --- | --- | --- | --- |"]
+    lines = (
+        [*heading, *rows] if rows else ["The sources are no longer known: the prepared data was not there any more."]
+    )
     for number, phase in record["phases"].items():
         data = phase["data"]
         counts = ""

@@ -202,7 +202,9 @@ class Progress:
         """An evaluation begins."""
         self._write(state="evaluating", phase=state.phase, step=state.global_step)
 
-    def evaluated(self, state: TrainingState, loss: float, is_best: bool, samples: list[tuple[str, str]]) -> None:
+    def evaluated(
+        self, state: TrainingState, loss: float, is_best: bool, verdict: str, samples: list[tuple[str, str]]
+    ) -> None:
         """An evaluation is done."""
         self.alive()
         where = {"phase": state.phase, "step": state.global_step}
@@ -218,7 +220,6 @@ class Progress:
                 "time": now_as_text(),
             }
         )
-        verdict = "the best so far" if is_best else f"best is {state.best_loss:.4f} at step {state.best_step:,}"
         self._events.record(
             "evaluated",
             f"phase {state.phase}, step {state.global_step:,}: validation loss {loss:.4f}, perplexity "
@@ -235,7 +236,7 @@ class Progress:
 
     def phase_finished(self, state: TrainingState) -> None:
         """A phase is over and saved."""
-        best = "" if state.best_loss is None else f"; best validation loss {state.best_loss:.4f} at {state.best_step:,}"
+        best = "" if state.best_loss is None else f"; hands on step {state.best_step:,}, loss {state.best_loss:.4f}"
         self._events.record(
             "phase finished", f"phase {state.phase} finished: {state.finished}{best}", phase=state.phase
         )

@@ -184,15 +184,17 @@ def evaluate(run: PhaseRun) -> None:
 
     loss = validation_loss(run.model, run.validation, config.evaluation.max_sequences, run.precision, stop_if_asked)
     improved = state.best_loss is None or loss < state.best_loss - config.training.min_improvement
+    keeps_last = config.training.keep_weights == "last"
     is_best = state.best_loss is None or loss < state.best_loss
-    if is_best:
+    if is_best or keeps_last:
         mark_best(run.folder)
         state.best_loss, state.best_step = loss, state.global_step
     state.evaluations_without_improvement = 0 if improved else state.evaluations_without_improvement + 1
     state.last_evaluated_step = state.global_step
     samples = run.write_samples(run.model)
     state.training_seconds += time.perf_counter() - start
-    run.progress.evaluated(state, loss, is_best, samples)
+    verdict = "the best so far" if is_best else f"best is {state.best_loss:.4f} at step {state.best_step:,}"
+    run.progress.evaluated(state, loss, is_best, "the last is kept" if keeps_last else verdict, samples)
 
 
 def reason_to_finish(run: PhaseRun) -> str:
