@@ -84,13 +84,14 @@ def best_state(volumes: Volumes) -> tuple[TrainingState, TrainingState]:
     Only reads: unlike the trainer's own search it sets nothing aside. Raises `NoModelYet` and `CheckpointError`.
     """
     last = newest_state(volumes)
+    if last.best_step in (-1, last.global_step):
+        return last, last
     folder = volumes.checkpoints(last.phase)
     for path in (folder / BEST, *folder.glob("checkpoint-*.pt")):
         with contextlib.suppress(CheckpointError):
-            if last.best_step >= 0 and last.best_step != last.global_step:
-                state = load_checkpoint(path, last.phase)
-                if state.global_step == last.best_step and state.run_id == last.run_id:
-                    return state, last
+            state = load_checkpoint(path, last.phase)
+            if state.global_step == last.best_step and state.run_id == last.run_id:
+                return state, last
     return last, last
 
 

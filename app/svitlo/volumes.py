@@ -100,8 +100,8 @@ class Volumes:
                 )
             if name == self.restore_journal.parent.name and self.restore_journal.exists():
                 raise VolumeError(
-                    f"{self.restore_journal}: a restore was interrupted, so these volumes are a mixture of two runs and "
-                    f"nothing may train on them. Run the same `make restore FROM=...` again; it finishes the work"
+                    f"{self.restore_journal}: a restore was interrupted, so these volumes mix two runs and nothing may "
+                    f"train on them. Run the same `make restore FROM=...` again; it finishes the work"
                 )
 
     def require_writable(self, *names: str) -> None:

@@ -24,8 +24,10 @@ Found = TypeVar("Found")
 PHASE_FILES = ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml")
 PATIENCE_SECONDS = 240.0
 """A machine that is busy with other things is slow, and right all the same."""
-SHARD_TOKENS = 16_384
+# Enough work that what happens in the middle of it happens in the middle, also on a fast machine.
 NUM_DOCUMENTS = 2_400
+SHARD_TOKENS = 16_384
+ACCUMULATION = 4
 
 
 class Stack:
@@ -60,9 +62,12 @@ class Stack:
     def write_job(self) -> None:
         """A configuration and raw text; the volumes are otherwise empty."""
         self.config.mkdir(parents=True)
-        data = {**DATA, "phase1": {**DATA["phase1"], "shard_tokens": SHARD_TOKENS}}
-        for name, content in zip(("data.yaml", *PHASE_FILES), (data, PHASE_1, PHASE_2), strict=True):
+        for name, content in zip(("data.yaml", *PHASE_FILES), (DATA, PHASE_1, PHASE_2), strict=True):
             (self.config / name).write_text(yaml.safe_dump(content))
+        self.change("data.yaml", "phase1", shard_tokens=SHARD_TOKENS)
+        for file in PHASE_FILES:
+            self.change(file, "training", gradient_accumulation=ACCUMULATION)
+            self.change(file, "reporting", line_every_seconds=0.1)
         raw = self.volumes / "raw"
         raw.mkdir(parents=True)
         for path in RAW.iterdir():
@@ -127,10 +132,13 @@ class Stack:
         return int(self.inspect(service)["RestartCount"])
 
     def pid(self, service: str) -> int:
-        """The host's number of the program in the container: the child of init."""
-        init = int(self.inspect(service)["State"]["Pid"])
-        assert init > 0, f"{service} does not run"
-        return self.wait_for(f"{service}'s program", lambda: _children(init))[0]
+        """The host's number of the program in a container: the child of init."""
+
+        def program() -> list[int]:
+            init = int(self.inspect(service)["State"]["Pid"])
+            return _children(init) if init else []
+
+        return self.wait_for(f"{service}'s program", program)[0]
 
     def processes(self, service: str) -> list[str]:
         """The command lines of all processes in a container."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,21 +15,21 @@ from svitlo.reporting.metrics import read_metrics
 from tests.containers.stack import PHASE_FILES, Stack, assert_same_result
 from tests.support import last
 
-pytestmark = [pytest.mark.containers, pytest.mark.crash]
+pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]
 
 
 def test_killed_in_every_part_of_the_work_it_ends_in_the_same_bits(stack: Stack, finished: Stack) -> None:
     """As the kernel kills what uses too much memory: the engine is not asked, and its restart policy brings it back."""
     stack.up()
-    stack.wait_for_shard(5)
-    kill_program(stack, "data-prep")
+    with killed_at_the_end(stack, "data-prep"):
+        stack.wait_for_shard(5)
     assert not (stack.volumes / "data" / "phase1" / "manifest.json").exists(), "the kill came in the middle of the work"
     for phase in (1, 2):
-        stack.wait_for_step(phase, 6)
-        kill_program(stack, "trainer")
+        with killed_at_the_end(stack, "trainer"):
+            stack.wait_for_step(phase, 6)
         assert not stack.events("phase finished", phase=phase), "the kill came in the middle of the phase"
-    stack.wait_for_export()
-    kill_program(stack, "trainer")
+    with killed_at_the_end(stack, "trainer"):
+        stack.wait_for_export()
     assert not (stack.volumes / "export" / "model").exists(), "the kill came in the middle of the export"
 
     stack.wait_until_complete()
@@ -63,9 +66,13 @@ def test_stop_saves_the_last_finished_step_and_start_goes_on(stack: Stack, finis
     assert stack.restarts("trainer") == 0
 
 
-def kill_program(stack: Stack, service: str) -> None:
-    """SIGKILL to the program in a container, from outside."""
-    os.kill(stack.pid(service), signal.SIGKILL)
+@contextlib.contextmanager
+def killed_at_the_end(stack: Stack, service: str) -> Iterator[None]:
+    """SIGKILL, from outside, to the program that runs in a container when this begins."""
+    pid = stack.pid(service)
+    yield
+    os.kill(pid, signal.SIGKILL)
+    stack.wait_for("the end of what was killed", lambda: not Path(f"/proc/{pid}").exists())
 
 
 def stop(stack: Stack) -> float:

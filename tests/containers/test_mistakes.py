@@ -6,7 +6,7 @@ import pytest
 
 from tests.containers.stack import Stack, is_idle
 
-pytestmark = pytest.mark.containers
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 
 
 def test_a_mistake_is_explained_once_and_waits_to_be_mended(finished: Stack, mistaken: Stack) -> None:

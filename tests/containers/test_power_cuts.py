@@ -12,7 +12,7 @@ import pytest
 from tests.containers.engine import Engine
 from tests.containers.stack import Stack, assert_same_result
 
-pytestmark = [pytest.mark.containers, pytest.mark.crash]
+pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]
 
 SERVICES = ("data-prep", "trainer")
 

@@ -12,7 +12,7 @@ import pytest
 from tests.containers.stack import Stack, is_idle, shards
 from tests.support import last, metrics
 
-pytestmark = pytest.mark.containers
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 
 SERVICES = ("data-prep", "trainer")
 HEALTH_CHECK_SECONDS = 15

@@ -66,7 +66,7 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
         make_folder(destination)
         final = _unused(destination / f"svitlo-{_timestamp()}")
         partial = final.with_name(final.name + ".partial")
-        _require_space(destination, _num_bytes(_files_of(volumes)))
+        _require_space(destination, _num_bytes(path for name in BACKUP_VOLUMES for path in _files(volumes.root / name)))
         try:
             make_folder(partial)
             sums: dict[str, str] = {}
@@ -135,11 +135,6 @@ def _files(folder: Path) -> list[Path]:
         and path.is_file()
         and not path.is_symlink()
     ]
-
-
-def _files_of(volumes: Volumes) -> Iterator[Path]:
-    for volume in BACKUP_VOLUMES:
-        yield from _files(volumes.root / volume)
 
 
 # --- restore ---------------------------------------------------------------------------------------------------------
@@ -308,10 +303,8 @@ def _move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
 
     A volume that is a disk of its own keeps its part in `.runs/`.
     """
-    found = {
-        name: [path for path in sorted((volumes.root / name).iterdir()) if not path.name.startswith(".")]
-        for name in names
-    }
+    entries = {name: sorted((volumes.root / name).iterdir()) for name in names}
+    found = {name: [path for path in paths if not path.name.startswith(".")] for name, paths in entries.items()}
     if not any(found.values()):
         return None
     target = _unused(volumes.root / _RUNS / _timestamp())
@@ -327,7 +320,7 @@ def _move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
                 folder = volumes.root / name / f".{_RUNS}" / target.name
                 make_folder(folder)
                 rename_durably(path, folder / path.name)
-        _give_to_owner_of(folder, volumes.root / name)
+    _give_to_owner_of(target, volumes.root)
     return target
 
 
@@ -374,7 +367,7 @@ def _give_to_owner_of(folder: Path, owner: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(volumes: Volumes) -> Iterator[None]:
-    """Only while neither trainer nor data-prep works on these volumes."""
+    """Only while nobody works on these volumes."""
     with exclusive_lock(volumes.trainer_lock) as no_trainer, exclusive_lock(volumes.prepare_lock) as no_preparation:
         if not (no_trainer and no_preparation):
             who = "data preparation" if no_trainer else "a trainer"

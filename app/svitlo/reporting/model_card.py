@@ -166,7 +166,7 @@ def _usage(phase: int, positions: int) -> str:
 
 def _results(record: dict[str, Any]) -> str:
     lines = [
-        "| | validation loss, first → best | perplexity, first → best | steps (best) | tokens learnt from | time |",
+        "| | validation loss, first → kept | perplexity, first → kept | steps (kept) | tokens learnt from | time |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for number, phase in record["phases"].items():
@@ -180,7 +180,8 @@ def _results(record: dict[str, Any]) -> str:
     ends = [f"Phase {number}: {phase['finished']}." for number, phase in record["phases"].items() if phase["finished"]]
     explanation = (
         "Losses are nats per token; in phase 2 only the tokens of replies count, so the two phases cannot be compared. "
-        "The weights are those of the step with the best validation loss."
+        "Kept are the weights of the evaluation with the lowest validation loss, or of the last one where the "
+        "configuration says so (`keep_weights: last`)."
     )
     return "\n".join([*lines, "", " ".join([*ends, explanation]), ""])
 

@@ -45,7 +45,14 @@ def as_json(volumes: Volumes) -> dict[str, Any]:
     preparation = _read_object(volumes.prepare_status)
     data = {f"phase{phase}": _data(volumes, phase) for phase in (1, 2)}
     is_set_up = any((volumes.root / name).is_dir() for name in VOLUME_NAMES)
-    state, message = _state(status, complete, preparation, data, is_set_up)
+    has_checkpoints = any(any(volumes.checkpoints(phase).glob("*.pt")) for phase in (1, 2))
+    events = read_events(volumes.events)[-NUM_EVENTS:]
+    if volumes.restore_journal.exists():
+        state, message = "error", "a restore was interrupted: run the same `make restore FROM=...` again"
+    elif status is None and complete is None and has_checkpoints:
+        state, message = "not running", _last_known(events)  # a power cut may have emptied the status file
+    else:
+        state, message = _state(status, complete, preparation, data, is_set_up)
     known: dict[str, Any] = _finite(
         {
             "state": state,
@@ -59,7 +66,7 @@ def as_json(volumes: Volumes) -> dict[str, Any]:
             "validation": {f"phase{phase}": losses for phase, losses in _validation_losses(volumes.metrics).items()},
             "model": str(volumes.model) if (volumes.model / "SHA256SUMS").is_file() else None,
             "complete": complete,
-            "events": read_events(volumes.events)[-NUM_EVENTS:],
+            "events": events,
             "free_bytes": _free_bytes(volumes),
             "volumes": str(volumes.root),
         }
@@ -154,6 +161,13 @@ def _state(
     return "not set up", "these volumes do not exist yet: `docker compose up -d` or `svitlo setup`"
 
 
+def _last_known(events: list[dict[str, Any]]) -> str:
+    last = f"; the last thing noted was at {_readable_time(events[-1].get('time'))} UTC" if events else ""
+    return (
+        f"there are checkpoints, and no trainer has reported{last}. When started, it goes on from the last checkpoint"
+    )
+
+
 def _since(status: Status) -> str:
     when = _full_time({"updated": status.updated})
     age = status.age_seconds
@@ -172,7 +186,8 @@ def _doing(status: Status) -> str:
 def _data_rows(known: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     preparation = known["data_preparation"]
-    if preparation is not None and (message := preparation.get("message")):
+    is_prepared = all(known["data"].values()) and preparation is not None and preparation.get("state") == "complete"
+    if preparation is not None and not is_prepared and (message := preparation.get("message")):
         stale = preparation.get("state") not in _FINISHED_PREPARING and not _is_recent(preparation)
         note = f" (not running since {_full_time(preparation)})" if stale else ""
         rows.append(("Data preparation", f"{message}{note}"))
@@ -200,7 +215,8 @@ def _phase_text(phase: int, known: dict[str, Any], status: Status | None) -> Tex
     text = Text()
     losses = known["validation"].get(f"phase{phase}")
     is_current = status is not None and status.phase == phase and status.step is not None
-    is_over = bool(losses) and (known["state"] == "complete" or (status is not None and (status.phase or 0) > phase))
+    is_later_begun = (status is not None and (status.phase or 0) > phase) or f"phase{phase + 1}" in known["validation"]
+    is_over = bool(losses) and (known["state"] == "complete" or is_later_begun)
     if is_over:
         text.append("done", style="green")
     elif is_current and status is not None:
