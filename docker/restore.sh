@@ -11,4 +11,8 @@ from=${1:-}
 options=()
 if [ -n "${FORCE:-}" ]; then options=(--force); fi
 
+image=svitlo/trainer:$(setting SVITLO_VERSION local)
+docker image inspect "$image" >/dev/null 2>&1 || docker/build.sh
+# On a new machine there are no volumes yet; where there are, this changes nothing.
+docker compose --progress quiet run --rm --no-deps -T setup >&2
 docker/while-stopped.sh docker/tools.sh -v "$(realpath "$from"):/backup:ro" -- restore /backup "${options[@]}"

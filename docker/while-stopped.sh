@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
-mapfile -t running < <(docker compose ps --status running --status restarting --services)
+# Where nothing runs, compose prints an empty line.
+mapfile -t running < <(docker compose ps --status running --status restarting --services | sed '/^$/d')
 if [ "${#running[@]}" -gt 0 ]; then
     say "stopping ${running[*]}"
     docker compose --progress quiet stop "${running[@]}"

@@ -118,8 +118,12 @@ def test_a_damaged_last_checkpoint_costs_a_few_steps_and_not_the_result(
     job.run("train")
     assert_same_run(job, trained)
     fell_back = [event for event in events(job) if event["event"] == "fell back"]
-    assert len(fell_back) == 1
-    assert "checksum" in fell_back[0]["message"]
+    # At an evaluation the best checkpoint is a second name for the last one, so it is damaged with it.
+    assert [Path(event["path"]).name for event in fell_back] in (
+        ["last_checkpoint.pt"],
+        ["last_checkpoint.pt", "best_checkpoint.pt"],
+    )
+    assert all("checksum" in event["message"] for event in fell_back)
     assert (path.parent / "last_checkpoint.pt.broken").exists()
 
 

@@ -203,10 +203,11 @@ def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(
     first = (trained.model / "model.safetensors").read_bytes()
     save_checkpoint(make_state(2, 50, seed=3, best_loss=2.0, best_step=50), trained.checkpoints(2), keep=3)
     (trained.model.parent / ".model.partial").mkdir()  # what a power cut left
-    (trained.model.parent / ".model.partial" / "model.safetensors").write_text("half")
+    (trained.model.parent / ".model.partial" / "left-over.safetensors").write_text("half")
     export_model(trained, say=lambda _: None)
     second = (trained.model / "model.safetensors").read_bytes()
     assert second != first
+    assert not (trained.model / "left-over.safetensors").exists()
 
     import svitlo.export
 

@@ -122,6 +122,7 @@ class Progress:
             if record["kind"] == "step" and record["phase"] == state.phase and record["step"] > state.global_step
         ]
         seconds = sum(record.get("seconds", 0.0) for record in repeated)
+        num_repeated = "1 step" if len(repeated) == 1 else f"{len(repeated):,} steps"
         self._metrics.truncate_after(state.phase, state.global_step, state.last_evaluated_step)
         self._enter(state)
         self.checkpoint_step = state.global_step
@@ -130,7 +131,7 @@ class Progress:
         self._events.record(
             "resumed",
             f"resumed at step {state.global_step:,} of {num_steps:,} (phase {state.phase}, epoch {epoch}); "
-            + (f"{len(repeated):,} steps, {duration(seconds)} of work repeated" if repeated else "no work repeated"),
+            + (f"{num_repeated}, {duration(seconds)} of work repeated" if repeated else "no work repeated"),
             phase=state.phase,
             step=state.global_step,
             repeated_steps=len(repeated),

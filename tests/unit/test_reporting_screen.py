@@ -1,0 +1,132 @@
+"""`svitlo status` tells the truth at every stage of a run, also right after a power cut, and answers at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from svitlo.reporting import status as status_module
+from svitlo.reporting.events import EventLog
+from svitlo.reporting.metrics import MetricsLog
+from svitlo.reporting.screen import as_json, print_screen
+from svitlo.reporting.status import STALE_SECONDS, boot_seconds, write_status
+from svitlo.volumes import Volumes
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Volumes:
+    volumes = Volumes(tmp_path / "volumes")
+    volumes.set_up()
+    return volumes
+
+
+def evaluated(volumes: Volumes, phase: int, *losses: float) -> None:
+    log = MetricsLog(volumes.metrics)
+    for number, loss in enumerate(losses):
+        log.append({"kind": "step", "phase": phase, "step": number * 10, "loss": 99.0})
+        log.append({"kind": "evaluation", "phase": phase, "step": number * 10, "validation_loss": loss})
+    log.close()
+
+
+def screen(volumes: Volumes, capsys: pytest.CaptureFixture[str]) -> str:
+    print_screen(volumes)
+    return capsys.readouterr().out
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = boot_seconds()
+    monkeypatch.setattr(status_module, "boot_seconds", lambda: now + seconds)
+
+
+def test_nothing_ever_ran(volumes: Volumes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "svitlo setup" in screen(Volumes(tmp_path / "missing"), capsys)
+    assert "nothing was prepared or trained yet" in screen(volumes, capsys)
+
+
+def test_while_training(volumes: Volumes, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated(volumes, 1, 10.8, 6.0, 5.25, 5.5)
+    EventLog(volumes.events, say=lambda _: None).record("resumed", "resumed at step 12")
+    write_status(
+        volumes.status, state="training", phase=1, step=500, num_steps=1000, epoch=2, max_epochs=3, loss=5.4321,
+        tokens_per_second=1480.0, seconds_left=3_700.0, checkpoint_age_seconds=41.0, checkpoint_step=490,
+        memory_bytes=812_000_000, run_id="0123456789ab",
+    )  # fmt: skip
+    text = screen(volumes, capsys)
+    for part in (
+        "training", "50.0%", "step 500 of 1,000", "epoch 2 of 3", "10.800 → 5.500, best 5.250 at step 20", "5.432",
+        "1,480 tokens/s", "1 h 1 min left", "step 490, 41 s old", "812 MB", "resumed at step 12", "run 01234567",
+    ):  # fmt: skip
+        assert part in text, part
+    assert as_json(volumes)["validation"]["phase1"]["curve"] == [10.8, 6.0, 5.25, 5.5]
+
+
+def test_a_trainer_without_a_sign_of_life_is_not_called_running(
+    volumes: Volumes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_status(
+        volumes.status, state="training", phase=2, step=77, tokens_per_second=1480.0, checkpoint_step=70,
+        checkpoint_age_seconds=5.0,
+    )  # fmt: skip
+    later(monkeypatch, STALE_SECONDS - 5)
+    assert as_json(volumes)["state"] == "training"
+    later(monkeypatch, 3_600)
+    text = " ".join(screen(volumes, capsys).replace("│", "").split())
+    assert "not running since" in text
+    assert "training at step 77 of phase 2: no sign of life for 1 h" in text
+    assert "tokens/s" not in text
+    assert as_json(volumes)["checkpoint_age_seconds"] == pytest.approx(3_605, abs=30)
+
+
+@pytest.mark.parametrize("state", ["stopped", "error", "complete"])
+def test_an_end_that_was_announced_stays_true(volumes: Volumes, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_status(volumes.status, state=state, message="because")
+    later(monkeypatch, 1e6)
+    monkeypatch.setattr(status_module, "boot_id", lambda: "another boot")
+    known = as_json(volumes)
+    assert (known["state"], known["message"], known["is_running"]) == (state, "because", False)
+
+
+def test_a_status_that_a_power_cut_emptied_does_not_hide_the_run(volumes: Volumes) -> None:
+    volumes.checkpoints(1).mkdir()
+    (volumes.checkpoints(1) / "last_checkpoint.pt").write_bytes(b"weights")
+    volumes.status.write_bytes(b"")
+    known = as_json(volumes)
+    assert known["state"] == "not running"
+    assert "there are checkpoints" in known["message"]
+
+
+def test_complete(volumes: Volumes, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated(volumes, 1, 10.8, 5.0)
+    evaluated(volumes, 2, 4.0, 2.0)
+    volumes.model.mkdir()
+    (volumes.model / "SHA256SUMS").write_text("")
+    volumes.completion.write_text('{"message": "done"}')
+    volumes.status.write_text("torn")
+    text = screen(volumes, capsys)
+    assert "complete" in text
+    assert text.count("done") == 2
+    assert "export/model" in text.replace("\n", "")
+
+
+def test_a_diverged_loss_is_still_json(volumes: Volumes) -> None:
+    write_status(volumes.status, state="training", loss=float("nan"))
+    known = as_json(volumes)
+    assert known["trainer"]["loss"] is None
+    json.loads(json.dumps(known, allow_nan=False))
+
+
+def test_nothing_heavy_is_imported(volumes: Volumes) -> None:
+    write_status(volumes.status, state="training", phase=1, step=1)
+    code = (
+        "import sys; from svitlo.cli import cli; cli(['status', '--volumes', sys.argv[1]], standalone_mode=False);"
+        "print([name for name in ('torch', 'numpy', 'transformers', 'pydantic', 'yaml') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(volumes.root)], capture_output=True, text=True, check=True
+    ).stdout
+    assert "training" in done
+    assert done.splitlines()[-1] == "[]"
