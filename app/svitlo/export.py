@@ -134,7 +134,11 @@ def model_from(state: TrainingState) -> GPT2LMHeadModel:
 
 
 def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingState) -> None:
+    from transformers.utils import logging
+
     from svitlo.reporting.model_card import write_card, write_loss_curve
+
+    logging.disable_progress_bar()
 
     model = model_from(state)
     _write_weights(model, folder)
@@ -149,9 +153,8 @@ def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingS
 
 def _write_weights(model: GPT2LMHeadModel, folder: Path) -> None:
     from transformers import GenerationConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    from svitlo.generate import END_OF_TEXT, REPETITION_PENALTY
 
     positions = model.config.n_positions
     model.generation_config = GenerationConfig(
@@ -159,7 +162,8 @@ def _write_weights(model: GPT2LMHeadModel, folder: Path) -> None:
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else model.config.eos_token_id,
         do_sample=False,
-        repetition_penalty=1.15,
+        # It counts the prompt too, and an answer is often made of words of the question: only for plain text.
+        repetition_penalty=1.0 if model.config.vocab_size > END_OF_TEXT + 1 else REPETITION_PENALTY,
         # Positions end at the window: more tokens than fit beside a prompt would be an error inside torch.
         max_new_tokens=positions // 2,
     )
@@ -202,9 +206,7 @@ def _compare(model: GPT2LMHeadModel, folder: Path, state: TrainingState) -> None
     """Open the export the way that its users will, and compare. Raises `VolumeError` where it is not the same model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     opened = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     ids = torch.tensor([tokenizer.encode("The sun is a star, and water is wet.")[: state.model["positions"]]])

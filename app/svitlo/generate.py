@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = 50_256
 REPETITION_PENALTY = 1.15
-"""Small models repeat themselves when they always take the likeliest token. Keskar et al. 2019 (CTRL) suggest 1.2."""
+"""Small models repeat themselves when they always take the likeliest token. Keskar et al. 2019 (CTRL) suggest 1.2.
+Only what the model itself has written counts: an answer is often made of words of the question."""
 MAX_GENERATION_THREADS = 4
 
 
@@ -75,6 +76,7 @@ def complete(
     With `temperature` 0 the result depends on model and prompt alone, and no random number is drawn.
     """
     import torch
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
     window = int(model.config.n_positions)
     ids = tokenizer.encode(_prompt(prompt, phase))
@@ -83,6 +85,7 @@ def complete(
     choice: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     )
+    penalty = RepetitionPenaltyLogitsProcessor(REPETITION_PENALTY, prompt_ignore_length=len(ids))
     was_training = model.training
     model.eval()
     try:
@@ -93,7 +96,8 @@ def complete(
                 max_new_tokens=min(max_new_tokens, window - len(ids)),
                 eos_token_id=END_OF_TEXT,
                 pad_token_id=END_OF_TEXT,
-                repetition_penalty=REPETITION_PENALTY,
+                repetition_penalty=1.0,  # an exported model's own setting would count the prompt too
+                logits_processor=LogitsProcessorList([penalty]),
                 **choice,
             )
     finally:

@@ -20,6 +20,7 @@ from svitlo.errors import CheckpointError, ConfigError, VolumeError
 from svitlo.export import NoModelYet, best_state, export_model, model_from, newest_state
 from svitlo.generate import answer, complete
 from svitlo.reporting.metrics import MetricsLog
+from svitlo.reporting.model_card import card_text
 from svitlo.training.model import build_model, grow_vocabulary
 from svitlo.volumes import Volumes
 
@@ -194,6 +195,18 @@ def test_card_and_record_tell_how_the_model_came_to_be(trained: Volumes) -> None
         "AVX2",
     ):
         assert expected in card, expected
+
+
+def test_card_names_sources_and_their_licences(trained: Volumes) -> None:
+    export_model(trained, say=lambda _: None)
+    record = json.loads((trained.model / "training_record.json").read_bytes())
+    record["phases"]["2"]["data"]["sources"] = [
+        {"name": "alpaca", "identity": {"repository": "tatsu-lab/alpaca", "revision": "dce01c9b08f87459cf36a430"}},
+        {"name": "mine", "identity": {"files": [{"name": f"part{number}.json"} for number in range(5)]}},
+    ]
+    text = card_text(record, has_curve=False)
+    assert "| 2 | alpaca | `tatsu-lab/alpaca` at `dce01c9b08f8` | CC BY-NC: not for commercial use |" in text
+    assert "| 2 | mine | `part0.json`, `part1.json`, `part2.json` and 2 more | that of these files; see below |" in text
 
 
 def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(

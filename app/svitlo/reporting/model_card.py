@@ -218,10 +218,11 @@ def _data(record: dict[str, Any]) -> str:
 
 
 def _origin(source: dict[str, Any]) -> str:
-    if source.get("hub"):
-        revision = str(source.get("revision") or "")[:12]
-        return f"`{source['hub']}`" + (f" at `{revision}`" if revision else "")
-    files = source.get("files")
+    identity = source.get("identity", {})
+    if identity.get("repository"):
+        revision = str(identity.get("revision") or "")[:12]
+        return f"`{identity['repository']}`" + (f" at `{revision}`" if revision else "")
+    files = identity.get("files")
     names = [str(file.get("name", "?") if isinstance(file, dict) else file) for file in files or []]
     if not names:
         return "-"
@@ -230,7 +231,7 @@ def _origin(source: dict[str, Any]) -> str:
 
 
 def _licence(source: dict[str, Any]) -> str:
-    return LICENCES.get(str(source.get("hub")), "that of these files; see below")
+    return LICENCES.get(str(source.get("identity", {}).get("repository")), "that of these files; see below")
 
 
 def _limits() -> str:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from svitlo.config import Phase2Config, load_phase1_config, load_phase2_config
+from svitlo.config import PHASE_FILES, Phase2Config, load_phase1_config, load_phase2_config
 from svitlo.data.shards import DataNotReady, Manifest, load_manifest, verify_shards
-from svitlo.durability.files import digest_of, exclusive_lock, write_json
+from svitlo.durability.files import exclusive_lock, write_json
 from svitlo.durability.interruption import Interrupted, Interruption, ProcessRecord
 from svitlo.errors import CheckpointError, ConfigError, SvitloError
 from svitlo.reporting.progress import Progress
+from svitlo.training.identity import changes_since
 from svitlo.volumes import Volumes
 
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -70,10 +71,11 @@ def completion(volumes: Volumes, configs: dict[int, Phase2Config]) -> str | None
     if not (volumes.model / "model.safetensors").is_file():
         return None
     for phase, config in configs.items():
-        if content["configurations"].get(str(phase)) != digest_of(config.identity()):
+        changes = changes_since(content["configurations"][str(phase)], config)
+        if changes:
             raise ConfigError(
-                f"the run in {volumes.root / 'checkpoints'} is complete, and the configuration of phase {phase} has "
-                f"changed since. Take the change back, or begin another run with `make new-run`"
+                f"{PHASE_FILES[phase]}: the run in {volumes.root / 'checkpoints'} is complete, and the configuration "
+                f"has changed since: {'; '.join(changes)}. Take the change back, or begin anew with `make new-run`"
             )
     return str(content["message"])
 
@@ -147,7 +149,7 @@ def _finish(volumes: Volumes, configs: dict[int, Phase2Config], progress: Progre
         write_json(
             volumes.completion,
             {
-                "configurations": {str(phase): digest_of(config.identity()) for phase, config in configs.items()},
+                "configurations": {str(phase): config.identity() for phase, config in configs.items()},
                 "message": message,
             },
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel
@@ -28,6 +27,7 @@ from svitlo.generate import complete
 from svitlo.reporting.progress import Progress
 from svitlo.training import numerics
 from svitlo.training.batches import Batches, ConversationBatches, TextBatches
+from svitlo.training.identity import changes_since, differences
 from svitlo.training.loop import PhaseRun, planned_steps
 from svitlo.training.model import build_model, grow_vocabulary
 from svitlo.training.optimizer import build_optimizer
@@ -148,7 +148,7 @@ def _refuse_another_run(
 ) -> None:
     """Raise where configuration or data are not those that the checkpoint was made with; note a different machine."""
     file = PHASE_FILES[state.phase]
-    changes = _differences(state.configuration, config.identity())
+    changes = changes_since(state.configuration, config)
     if changes:
         raise ConfigError(
             f"{file}: the configuration has changed since this run began (step {state.global_step:,} of phase "
@@ -161,21 +161,9 @@ def _refuse_another_run(
             f"data-prep makes the same shards again, or begin another run with `make new-run`"
         )
     here = numerics.describe(config.numerics.threads, state.numerics["precision"])
-    changes = _differences(state.numerics, here)
+    changes = differences(state.numerics, here)
     if changes:
         progress.numerics_changed("; ".join(changes))
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`section.key was X, is now Y` for each difference between two configurations."""
-    lines: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
-        before, now = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            lines += _differences(before, now, f"{prefix}{key}.")
-        elif before != now:
-            lines.append(f"{prefix}{key} was {before}, is now {now}")
-    return lines
 
 
 def _batches(

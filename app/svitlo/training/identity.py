@@ -1,0 +1,32 @@
+"""Whether a run may go on: what is configured now against what it began with. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from pydantic import ValidationError
+
+from svitlo.config import Phase2Config
+
+
+def changes_since(recorded: dict[str, Any], config: Phase2Config) -> list[str]:
+    """`section.key was X, is now Y` for each key that decides about the result and is not as recorded.
+
+    A run that began before a key existed counts as having its default: a new version does not end old runs.
+    """
+    with contextlib.suppress(ValidationError):  # recorded by a version that allowed something else: compared as it is
+        recorded = type(config).model_validate(recorded).identity()
+    return differences(recorded, config.identity())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`section.key was X, is now Y` for each difference between two configurations."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            lines += differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            lines.append(f"{prefix}{key} was {before}, is now {now}")
+    return lines
