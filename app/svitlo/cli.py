@@ -100,7 +100,7 @@ def export(config_dir: Path, volumes_dir: Path) -> None:
     """Write the best model so far in the field's formats to export/model/."""
     from svitlo.export import export_model
 
-    click.echo(f"exported to {export_model(Volumes(volumes_dir))}")
+    export_model(Volumes(volumes_dir))
 
 
 @cli.command()

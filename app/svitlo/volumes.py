@@ -6,6 +6,7 @@ A disk that mounts late looks like an empty folder: without its marker it is nev
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from svitlo.errors import VolumeError
 
 VOLUME_NAMES = ("raw", "data", "checkpoints", "logs", "export", "cache")
 MARKER = ".svitlo-volume"
+SET_UP = ".svitlo-volumes"
+"""In the root folder, written after the markers: which volumes have one. `docker compose start` runs the set-up again,
+and an empty folder where a volume was must not become a new one then."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Volumes:
         Never touches what is inside a volume that has a marker. Returns the names of the volumes made ready now.
         """
         made = []
+        known = self._set_up_before()
         try:
             _make_owned_folder(self.root, owner)
             for name in VOLUME_NAMES:
@@ -130,15 +135,32 @@ class Volumes:
                 _make_owned_folder(folder, owner)
                 marker = folder / MARKER
                 if not marker.is_file():
+                    if name in known:
+                        raise VolumeError(
+                            f"volume {folder}: was set up before, and its marker file {MARKER} is gone: its disk is not "
+                            f"mounted, or the folder was emptied. Mount the disk. If it shall really begin empty, remove "
+                            f"{self.root / SET_UP} and try again"
+                        )
                     write_json(marker, {"volume": name, "id": uuid.uuid4().hex})
                     _give(marker, owner)
                     made.append(name)
+            if made:
+                write_json(self.root / SET_UP, sorted({*known, *made}))
+                _give(self.root / SET_UP, owner)
         except OSError as error:
             raise VolumeError(
                 f"volume {error.filename or self.root}: cannot be set up ({error.strerror}). Make the folder writable, "
                 f"or name another one with --volumes or SVITLO_VOLUMES"
             ) from error
         return made
+
+    def _set_up_before(self) -> list[str]:
+        """The volumes that a finished set-up has listed in the root folder."""
+        try:
+            names = json.loads((self.root / SET_UP).read_bytes())
+        except (OSError, ValueError):
+            return []
+        return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _make_owned_folder(folder: Path, owner: tuple[int, int] | None) -> None:

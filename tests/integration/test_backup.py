@@ -121,7 +121,7 @@ def test_what_is_not_whole_is_refused_and_changes_nothing(
     other.run("setup")
     assert expected in other.run("restore", str(copy), check=2).stderr
     names = {path.name for path in other.volumes.rglob("*") if path.is_file()}
-    assert names <= {".svitlo-volume", ".lock"}
+    assert names <= {".svitlo-volume", ".svitlo-volumes", ".lock"}
 
 
 def test_an_interrupted_backup_never_looks_complete(trained: Job, tmp_path: Path) -> None:
