@@ -68,16 +68,17 @@ class Progress:
     def waiting_for_data(self, phase: int) -> None:
         """There is no manifest yet."""
         self.alive()
+        message = f"waiting for the data of phase {phase}"
+        self._write(state="waiting for data", message=message, phase=phase)
         if self._waiting_for != phase:
             self._waiting_for = phase
-            self._events.record("waiting", f"waiting for the data of phase {phase}", phase=phase)
-            set_health(True, f"waiting for the data of phase {phase}")
-        self._write(state="waiting for data", message=f"waiting for the data of phase {phase}", phase=phase)
+            set_health(True, message)
+            self._events.record("waiting", message, phase=phase)
 
     def stopped(self, reason: str) -> None:
         """A signal ended the work."""
-        self._events.record("stopped", reason)
         self._write(state="stopped", message=reason)
+        self._events.record("stopped", reason)
 
     def exporting(self) -> None:
         """The model is about to be written in the field's formats."""
