@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,7 @@ class Job:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start in the background; both outputs are read from `stdout`."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -85,6 +86,8 @@ class Job:
             env=environment(),
             start_new_session=True,
         )
+        _started.append(process)
+        return process
 
     def change(self, file: str, section: str, **values: object) -> None:
         """Change keys of one section of a configuration file."""
@@ -98,6 +101,19 @@ class Job:
         shutil.copytree(self.config, folder / "config")
         shutil.copytree(self.volumes, folder / "volumes")
         return Job(folder / "config", folder / "volumes")
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_process() -> Iterator[None]:
+    """A test that fails must not leave its trainer behind."""
+    yield
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            kill(process)
 
 
 def environment() -> dict[str, str]:

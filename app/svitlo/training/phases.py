@@ -107,6 +107,8 @@ def _run_phase(
     # torch only now: a trainer that waits for its data stays small.
     from svitlo.training import setup
 
+    if interruption.requested:  # the import takes seconds
+        raise interruption.error
     run = setup.prepare_phase(
         volumes=volumes,
         config=config,
