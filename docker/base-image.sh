@@ -37,10 +37,10 @@ fi
 
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-mirror=$(debian_mirror Debian)
-mirror=${mirror:-http://deb.debian.org/debian}
+mirror=${DEBIAN_MIRROR:-$(debian_mirror Debian)}
+[ -n "$mirror" ] || die "apt names no Debian mirror here; name one: DEBIAN_MIRROR=http://.../debian docker/base-image.sh" 2
 security=$(debian_mirror Debian-Security)
-security=${security:-http://deb.debian.org/debian-security}
+security=${security:-${mirror%/}-security}
 say "debootstrap from $mirror (about half a minute)"
 debootstrap --variant=minbase bookworm "$root" "$mirror" </dev/null >"$root.log" 2>&1 ||
     { tail -n 20 "$root.log" >&2 && die "debootstrap failed (see above)"; }
