@@ -166,14 +166,24 @@ class TrainingConfig(Section):
     """Sequences in one forward and backward pass."""
     gradient_accumulation: int = Field(default=8, ge=1)
     """Micro-batches in one optimizer step."""
-    learning_rate: float = Field(default=1e-3, gt=0, lt=1)
-    """Peak learning rate."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """`muon`: Muon for the matrices of the blocks, AdamW for the rest. `adamw`: AdamW for all."""
+    learning_rate: float = Field(default=2e-3, gt=0, lt=1)
+    """AdamW's, at its peak."""
+    muon_learning_rate: float = Field(default=0.02, gt=0, lt=1)
+    """Muon's, at its peak."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    muon_weight_decay: float = Field(default=0.0, ge=0)
     warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly to its peak."""
+    schedule: Literal["cosine", "linear", "trapezoid"] = "cosine"
+    """How the learning rates fall after the warm-up; `trapezoid` keeps the peak until the last `decay_fraction`."""
+    decay_fraction: float = Field(default=0.5, gt=0, le=1)
+    """Share of the steps in which a `trapezoid` falls."""
     final_learning_rate_fraction: float = Field(default=0.05, ge=0, le=1)
-    """The learning rate decays along a cosine to this share of its peak."""
+    """The learning rates fall to this share of their peak."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """For matrices; norms and biases have none."""
+    """AdamW's, for matrices; norms and biases have none."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     max_gradient_norm: float = Field(default=1.0, gt=0)
@@ -188,6 +198,17 @@ class TrainingConfig(Section):
     seed: int = Field(default=1, ge=0, lt=2**32)
     auto_resume: bool = True
     """Go on from the newest good checkpoint. `false` refuses to start where checkpoints exist."""
+
+
+class HeadConfig(Section):
+    """What the loss is computed over while training. Validation always takes the whole vocabulary."""
+
+    sampled_fraction: float = Field(default=0.8, ge=0, le=1)
+    """Share of the steps, from the first, that compute a part of the vocabulary only. 0: always all of it."""
+    frequent: int = Field(default=4_096, ge=1)
+    """The most frequent tokens, always computed, as the targets of the step are."""
+    drawn: int = Field(default=2_048, ge=1)
+    """Others, drawn anew in each step, that stand for all that is left out."""
 
 
 class EvaluationConfig(Section):
@@ -238,6 +259,7 @@ class Phase2Config(Section):
     """`phase2_instruction_tuning.yaml`. The model's shape is phase 1's."""
 
     training: TrainingConfig = TrainingConfig()
+    head: HeadConfig = HeadConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()

@@ -94,6 +94,7 @@ def test_the_default_files_say_what_the_defaults_are() -> None:
     assert differences == {
         "training.max_epochs",
         "training.learning_rate",
+        "training.muon_learning_rate",
         "training.dropout",
         "reporting.sample_prompts",
     }

@@ -9,10 +9,18 @@ import pytest
 import torch
 
 from svitlo.config import ModelConfig, TrainingConfig
-from svitlo.training.loss import CHUNK, head_loss, head_loss_and_gradient
-from svitlo.training.model import EMBEDDING, HEAD, build_model, grow_vocabulary, num_parameters
-from svitlo.training.optimizer import build_optimizer
-from svitlo.training.schedule import learning_rate
+from svitlo.training.loss import CHUNK, Head, VocabularySample, VocabularySampler, head_loss
+from svitlo.training.model import (
+    EMBEDDING,
+    HEAD,
+    add_embedding_gradient,
+    build_model,
+    embedded,
+    grow_vocabulary,
+    num_parameters,
+)
+from svitlo.training.optimizer import Muon, PhaseOptimizer, orthogonalised
+from svitlo.training.schedule import learning_rate_fraction
 
 TINY = ModelConfig(layers=2, width=64, heads=2, positions=64)
 
@@ -49,43 +57,154 @@ def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
     torch.manual_seed(0)
     for positions in (1, CHUNK - 1, CHUNK, 2 * CHUNK + 3):
         hidden = torch.randn(positions, 32, requires_grad=True)
-        weight = torch.randn(500, 32, requires_grad=True)
+        weight = torch.nn.Parameter(torch.randn(500, 32))
         targets = torch.randint(0, 500, (positions,))
         expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
         expected_hidden, expected_weight = torch.autograd.grad(expected * 0.25, [hidden, weight])
 
-        loss, gradient = head_loss_and_gradient(hidden, weight, targets, 0.25)
+        loss, gradient = Head(weight).loss_and_gradient(hidden, targets, 0.25)
         assert loss == pytest.approx(expected.item(), rel=1e-5)
         assert head_loss(hidden, weight, targets) == pytest.approx(expected.item(), rel=1e-5)
         torch.testing.assert_close(gradient, expected_hidden, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(weight.grad, expected_weight, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_of_two_micro_batches_add_up() -> None:
-    weight = torch.randn(50, 8, requires_grad=True)
+@pytest.mark.parametrize("num_drawn", [None, 10])
+def test_gradients_of_two_micro_batches_add_up(num_drawn: int | None) -> None:
+    """With the whole vocabulary and with a part of it."""
+    weight = torch.nn.Parameter(torch.randn(50, 8))
     hidden, targets = torch.randn(6, 8), torch.randint(0, 50, (6,))
-    head_loss_and_gradient(hidden, weight, targets, 1.0)
-    assert weight.grad is not None
-    whole = weight.grad.clone()
+    sample = VocabularySampler(torch.arange(50), 5, num_drawn).draw(targets, 1) if num_drawn else None
+    whole = _head_gradient(weight, hidden, targets, sample, slice(0, 6))
+    torch.testing.assert_close(_head_gradient(weight, hidden, targets, sample, slice(0, 2), slice(2, 6)), whole)
+
+
+def test_a_sample_that_is_the_whole_vocabulary_changes_nothing() -> None:
+    weight = torch.nn.Parameter(torch.randn(50, 8))
+    hidden, targets = torch.randn(6, 8), torch.randint(0, 50, (6,))
+    sample = VocabularySampler(torch.arange(50), 5, 1_000).draw(targets, 1)
+    exact = _head_gradient(weight, hidden, targets, None, slice(0, 6))
+    torch.testing.assert_close(_head_gradient(weight, hidden, targets, sample, slice(0, 6)), exact)
+
+
+def _head_gradient(
+    weight: torch.nn.Parameter,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    sample: VocabularySample | None,
+    *pieces: slice,
+) -> torch.Tensor:
     weight.grad = None
-    head_loss_and_gradient(hidden[:2], weight, targets[:2], 1.0)
-    head_loss_and_gradient(hidden[2:], weight, targets[2:], 1.0)
-    torch.testing.assert_close(weight.grad, whole)
+    head = Head(weight, sample)
+    for piece in pieces:
+        head.loss_and_gradient(hidden[piece], targets[piece], 1.0)
+    head.finish()
+    assert weight.grad is not None
+    return weight.grad.clone()
+
+
+def test_a_sample_of_the_vocabulary_holds_the_targets_and_the_frequent_and_weighs_the_others() -> None:
+    counts = torch.arange(1_000)
+    targets = torch.tensor([3, 3, 500])
+    sample = VocabularySampler(counts, 100, 50).draw(targets, 7)
+    tokens = set(sample.tokens.tolist())
+    assert tokens >= set(range(900, 1_000)) | {3, 500}
+    assert len(tokens) == 152
+    assert sample.tokens.equal(sample.tokens.sort().values)
+    exact = torch.isin(sample.tokens, torch.tensor([3, 500, *range(900, 1_000)]))
+    assert sample.corrections[exact].eq(0).all()
+    torch.testing.assert_close(sample.corrections[~exact], torch.full((50,), math.log(898 / 50)))
+    again = VocabularySampler(counts, 100, 50).draw(targets, 7)
+    assert again.tokens.equal(sample.tokens)
+    assert not VocabularySampler(counts, 100, 50).draw(targets, 8).tokens.equal(sample.tokens)
+
+
+def test_the_sampled_loss_is_close_to_the_exact_one_on_average() -> None:
+    """Over many draws the estimated normaliser comes close to the exact one; without the correction it would not."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(2_000, 16) * 0.3)
+    hidden, targets = torch.randn(64, 16), torch.randint(0, 2_000, (64,))
+    exact = head_loss(hidden, weight, targets) / 64
+    sampler = VocabularySampler(torch.arange(2_000), 200, 200)
+    losses = [
+        Head(weight, sampler.draw(targets, seed)).loss_and_gradient(hidden, targets, 1.0)[0] / 64 for seed in range(40)
+    ]
+    assert sum(losses) / 40 == pytest.approx(exact, abs=0.02)
+
+
+def test_the_gradient_of_the_embedding_is_autograds() -> None:
+    model = build_model(TINY, 500)
+    tokens, direction = torch.tensor([[1, 2, 2], [499, 1, 0]]), torch.randn(2, 3, 64)
+    weight = model.transformer.wte.weight
+    (expected,) = torch.autograd.grad(model.transformer.wte(tokens), weight, direction)
+    weight.grad = torch.zeros_like(weight)
+    rows = embedded(model, tokens)
+    torch.autograd.backward(rows * 1.0, direction)
+    add_embedding_gradient(model, tokens, rows)
+    torch.testing.assert_close(weight.grad, expected)
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
-    optimizer = build_optimizer(build_model(TINY, 100), TrainingConfig(weight_decay=0.1))
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            assert (parameter.ndim >= 2) == (group["weight_decay"] == 0.1)
+    for kind in ("muon", "adamw"):
+        config = TrainingConfig(optimizer=kind, weight_decay=0.1, muon_weight_decay=0.1)  # type: ignore[arg-type]
+        optimizer = PhaseOptimizer(build_model(TINY, 100), config)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        assert len(parameters) == len(set(map(id, parameters))) == len(list(build_model(TINY, 100).parameters()))
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                assert (parameter.ndim >= 2) == (group["weight_decay"] == 0.1)
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_directions() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 40, 160)
+    result = orthogonalised(matrices)
+    singular = torch.linalg.svdvals(result)
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert ((left @ right) * result).sum((1, 2)).div(40).min() > 0.8
+
+
+def test_muon_treats_queries_keys_and_values_and_transposed_weights_each_for_itself() -> None:
+    """Against one plain matrix at a time, as [outputs, inputs], without stacking."""
+    torch.manual_seed(0)
+    fused, tall, wide = (torch.nn.Parameter(torch.randn(16, n)) for n in (48, 16, 64))
+    narrow = torch.nn.Parameter(torch.randn(64, 16))
+    before = {parameter: parameter.detach().clone() for parameter in (fused, tall, wide, narrow)}
+    optimizer = Muon(before, lr=0.1, momentum=0.9)
+    for parameter in before:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for parameter, old in before.items():
+        assert parameter.grad is not None
+        first = parameter.grad * 0.1
+        update = parameter.grad.lerp(first, 0.9)
+        num_parts = 3 if parameter is fused else 1
+        for part, new, start in zip(*(t.chunk(num_parts, 1) for t in (update, parameter, old)), strict=True):
+            weight = part.T  # [outputs, inputs]
+            rows, columns = weight.shape
+            direction = orthogonalised(weight[None])[0] if rows <= columns else orthogonalised(part[None])[0].T
+            scale = max(1.0, rows / columns) ** 0.5
+            torch.testing.assert_close(new.T, start.T - 0.1 * scale * direction, rtol=1e-4, atol=1e-4)
 
 
 def test_learning_rate_rises_then_falls_to_its_floor() -> None:
     config = TrainingConfig(learning_rate=1e-3, warmup_fraction=0.1, final_learning_rate_fraction=0.1)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
+    rates = [1e-3 * learning_rate_fraction(step, 100, config) for step in range(100)]
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == pytest.approx(1e-3)
     assert rates.index(max(rates)) in (9, 10)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(1e-4, rel=0.05)
-    assert all(math.isfinite(learning_rate(step, 1, config)) for step in (0, 1))
+    assert all(math.isfinite(learning_rate_fraction(step, 1, config)) for step in (0, 1))
+
+
+def test_a_trapezoid_stays_at_the_peak_and_falls_at_the_end() -> None:
+    config = TrainingConfig(
+        warmup_fraction=0.1, schedule="trapezoid", decay_fraction=0.4, final_learning_rate_fraction=0.0
+    )
+    fractions = [learning_rate_fraction(step, 100, config) for step in range(100)]
+    assert fractions[9:61] == [1.0] * 52
+    assert fractions[80] == pytest.approx(0.5)
+    assert fractions[99] == pytest.approx(1 / 40)

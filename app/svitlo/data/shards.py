@@ -181,6 +181,12 @@ class TokenStream:
     def num_tokens(self) -> int:
         return self._starts[-1]
 
+    def token_counts(self, vocab_size: int) -> OffsetArray:
+        """How often each token occurs, int64, shape (vocab_size,)."""
+        import numpy as np
+
+        return sum((np.bincount(part, minlength=vocab_size) for part in self._arrays), np.zeros(vocab_size, np.int64))
+
     def read(self, start: int, stop: int) -> TokenArray:
         """Tokens `start` to `stop` (exclusive) as a new array of shape (stop - start,). Raises `IndexError` outside."""
         import numpy as np
@@ -227,6 +233,14 @@ class ConversationSet:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    def token_counts(self, vocab_size: int) -> OffsetArray:
+        """How often each token carries loss, int64, shape (vocab_size,)."""
+        import numpy as np
+
+        parts = zip(self._tokens, self._masks, strict=True)
+        with_loss = (np.bincount(tokens[mask == 1], minlength=vocab_size) for tokens, mask in parts)
+        return sum(with_loss, np.zeros(vocab_size, np.int64))
 
     def conversation(self, number: int) -> tuple[TokenArray, MaskArray]:
         """Tokens (uint16) and mask (uint8, 1 = carries loss), each of shape (lengths[number],).

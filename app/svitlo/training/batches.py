@@ -64,6 +64,9 @@ class Batches(Protocol):
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of an optimizer step."""
 
+    def target_counts(self, vocab_size: int) -> Tensor:
+        """How often each token carries loss in the whole data, int64 [vocab_size]."""
+
     def in_order(self, max_sequences: int | None) -> Iterator[MicroBatch]:
         """The first sequences in their own order, for evaluation."""
 
@@ -105,6 +108,9 @@ class TextBatches(_StepBatches):
     def step(self, step: int) -> list[MicroBatch]:
         return [self._load(part) for part in self._micro_batches(self._sequences(step))]
 
+    def target_counts(self, vocab_size: int) -> Tensor:
+        return torch.from_numpy(self._stream.token_counts(vocab_size))
+
     def in_order(self, max_sequences: int | None) -> Iterator[MicroBatch]:
         for part in self._micro_batches(list(range(min(self.num_sequences, max_sequences or self.num_sequences)))):
             yield self._load(part)
@@ -131,6 +137,9 @@ class ConversationBatches(_StepBatches):
 
     def step(self, step: int) -> list[MicroBatch]:
         return [self._load(part) for part in self._micro_batches(self._by_length(self._sequences(step)))]
+
+    def target_counts(self, vocab_size: int) -> Tensor:
+        return torch.from_numpy(self._conversations.token_counts(vocab_size))
 
     def in_order(self, max_sequences: int | None) -> Iterator[MicroBatch]:
         first = list(range(min(self.num_sequences, max_sequences or self.num_sequences)))

@@ -9,12 +9,15 @@ from transformers import GPT2LMHeadModel
 
 from svitlo.training.batches import IGNORED, Batches, MicroBatch
 from svitlo.training.loss import head_loss
+from svitlo.training.model import embedded
 
 
-def hidden_states(model: GPT2LMHeadModel, batch: MicroBatch, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+def hidden_states(
+    model: GPT2LMHeadModel, embeddings: torch.Tensor, batch: MicroBatch, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the head needs: the last hidden states where there is loss [positions, width], and their targets."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        hidden = model.transformer(input_ids=batch.inputs, use_cache=False).last_hidden_state
+        hidden = model.transformer(inputs_embeds=embeddings, use_cache=False).last_hidden_state
     has_loss = batch.targets != IGNORED
     if bool(has_loss.all()):
         return hidden.flatten(0, 1), batch.targets.flatten()
@@ -35,7 +38,7 @@ def validation_loss(
         with torch.no_grad():
             for batch in batches.in_order(max_sequences):
                 on_batch()
-                hidden, targets = hidden_states(model, batch, precision)
+                hidden, targets = hidden_states(model, embedded(model, batch.inputs), batch, precision)
                 total += head_loss(hidden, model.lm_head.weight, targets)
                 num_targets += len(targets)
     finally:

@@ -18,12 +18,13 @@ from svitlo.config import CheckpointConfig, Phase2Config
 from svitlo.durability.checkpoints import TrainingState, mark_best, save_checkpoint
 from svitlo.durability.interruption import Interruption
 from svitlo.reporting.progress import Progress
-from svitlo.training.batches import Batches
+from svitlo.training.batches import IGNORED, Batches, MicroBatch
 from svitlo.training.evaluation import hidden_states, validation_loss
-from svitlo.training.loss import head_loss_and_gradient
+from svitlo.training.loss import Head, VocabularySampler
+from svitlo.training.model import add_embedding_gradient, embedded
 from svitlo.training.numerics import seed_for
-from svitlo.training.optimizer import set_learning_rate
-from svitlo.training.schedule import learning_rate
+from svitlo.training.optimizer import PhaseOptimizer
+from svitlo.training.schedule import learning_rate_fraction
 
 _SECONDS_BEFORE_SAVING_AGAIN = 30.0
 
@@ -61,7 +62,8 @@ class PhaseRun:
 
     state: TrainingState
     model: GPT2LMHeadModel
-    optimizer: torch.optim.Optimizer
+    optimizer: PhaseOptimizer
+    sampler: VocabularySampler
     train: Batches
     validation: Batches
     config: Phase2Config
@@ -113,13 +115,12 @@ def warm_up(run: PhaseRun) -> None:
     with four times as many busy threads as cores, the very first evaluation of a process differed in its last digits
     from the same evaluation in every other process; nothing that counts is computed by a first call any more.
     """
-    micro_batch = run.train.step(run.state.global_step)[0]
+    batch = run.train.step(run.state.global_step)[:1]
+    head = output_head(run, batch)
     for is_training in (False, True):
         run.model.train(is_training)
-        hidden, targets = hidden_states(run.model, micro_batch, run.precision)
-        _, gradient = head_loss_and_gradient(hidden, run.model.lm_head.weight, targets, 1.0 / len(targets))
-        torch.autograd.backward(hidden, gradient)
-    run.optimizer.zero_grad(set_to_none=False)
+        forward_and_backward(run, head, batch[0], 1.0)
+    run.optimizer.forget_gradients()
 
 
 def train_step(run: PhaseRun) -> bool:
@@ -127,27 +128,24 @@ def train_step(run: PhaseRun) -> bool:
 
     Returns False where a signal came in between: the step is given up, and model and optimizer are as before it.
     """
-    state, config = run.state, run.config
+    state, config = run.state, run.config.training
     start = time.perf_counter()
     step = state.global_step
     batch = run.train.step(step)
     num_targets = sum(micro_batch.num_targets for micro_batch in batch)
+    head = output_head(run, batch)
     total = 0.0
     for number, micro_batch in enumerate(batch):
         run.progress.alive()
         if run.interruption.requested:
-            run.optimizer.zero_grad(set_to_none=False)
+            run.optimizer.forget_gradients()
             return False
-        torch.manual_seed(seed_for("dropout", config.training.seed, state.phase, step, number))
-        hidden, targets = hidden_states(run.model, micro_batch, run.precision)
-        loss, gradient = head_loss_and_gradient(hidden, run.model.lm_head.weight, targets, 1.0 / num_targets)
-        torch.autograd.backward(hidden, gradient)
-        total += loss
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.training.max_gradient_norm)
-    rate = learning_rate(step, run.num_steps, config.training)
-    set_learning_rate(run.optimizer, rate)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=False)
+        torch.manual_seed(seed_for("dropout", config.seed, state.phase, step, number))
+        total += forward_and_backward(run, head, micro_batch, 1.0 / num_targets)
+    head.finish()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_gradient_norm)
+    fraction = learning_rate_fraction(step, run.num_steps, config)
+    run.optimizer.step(fraction)
 
     seconds = time.perf_counter() - start
     state.global_step = step + 1
@@ -156,8 +154,28 @@ def train_step(run: PhaseRun) -> bool:
     state.tokens_seen += num_targets
     state.training_seconds += seconds
     tokens = sum(micro_batch.inputs.numel() for micro_batch in batch)
-    run.progress.step(state, rate, float(norm), tokens, seconds)
+    run.progress.step(state, fraction * config.learning_rate, float(norm), tokens, seconds)
     return True
+
+
+def output_head(run: PhaseRun, batch: list[MicroBatch]) -> Head:
+    """The head for one step: over a part of the vocabulary at first, over all of it at the end of the phase."""
+    state, weight = run.state, run.model.lm_head.weight
+    if state.global_step >= run.config.head.sampled_fraction * run.num_steps:
+        return Head(weight)
+    targets = torch.cat([micro_batch.targets[micro_batch.targets != IGNORED] for micro_batch in batch])
+    seed = seed_for("head", run.config.training.seed, state.phase, state.global_step)
+    return Head(weight, run.sampler.draw(targets, seed))
+
+
+def forward_and_backward(run: PhaseRun, head: Head, batch: MicroBatch, scale: float) -> float:
+    """Add the gradient of `scale` × loss to all weights. Returns the loss, in nats, summed over the micro-batch."""
+    embeddings = embedded(run.model, batch.inputs)
+    hidden, targets = hidden_states(run.model, embeddings, batch, run.precision)
+    loss, gradient = head.loss_and_gradient(hidden, targets, scale)
+    torch.autograd.backward(hidden, gradient)
+    add_embedding_gradient(run.model, batch.inputs, embeddings)
+    return loss
 
 
 def is_evaluation_due(run: PhaseRun) -> bool:

@@ -1,11 +1,13 @@
-"""The output head and the cross-entropy, a chunk of positions at a time.
+"""The output head and the cross-entropy, a chunk of positions at a time, over the whole vocabulary or a part of it.
 
 The logits of a whole batch would be 1024 × 50257 numbers, 206 MB, for the head alone. Here they exist for one chunk,
 and the gradient of the chunk is computed while its logits are at hand, as in fused linear cross-entropy kernels
-(Hsu et al., "Liger Kernel", 2024). The arithmetic and the result are those of the full softmax.
+(Hsu et al., "Liger Kernel", 2024). With the whole vocabulary, arithmetic and result are those of the full softmax.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ CHUNK = 256
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
-    """Cross-entropy summed over positions, in nats; no gradient.
+    """Cross-entropy summed over positions, in nats, over the whole vocabulary; no gradient.
 
     `hidden` [positions, width], `weight` [vocabulary, width], `targets` [positions].
     """
@@ -28,32 +30,95 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
     return total
 
 
-def head_loss_and_gradient(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[float, Tensor]:
-    """Like `head_loss`, with the gradient of `scale` × loss.
+@dataclass(frozen=True)
+class VocabularySample:
+    """The part of the vocabulary that the head computes in one step."""
 
-    Adds the weight's part to `weight.grad` and returns (loss sum in nats, gradient for `hidden`). Nothing here goes
-    through autograd: the caller goes on with `hidden.backward(gradient)`.
+    tokens: Tensor
+    """Token ids, int64, ascending; every target of the step is among them."""
+    corrections: Tensor
+    """Nats added to each token's logit: the logarithm of how many tokens it stands for."""
+
+
+class VocabularySampler:
+    """Draws the part of the vocabulary for a step: the frequent tokens, the step's targets, and some of the others.
+
+    Importance sampling of the softmax's normaliser (Bengio and Senécal, "Adaptive Importance Sampling to Accelerate
+    Training of a Neural Probabilistic Language Model", 2008), with one sample shared by all positions of a step (Jean
+    et al., "On Using Very Large Target Vocabulary", 2015): each drawn token stands for others / drawn tokens.
     """
-    total = 0.0
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    hidden = hidden.detach()
-    hidden_gradient = torch.empty_like(hidden)
-    matrix = weight.detach().to(hidden.dtype)
-    with torch.no_grad():
-        parts = [torch.split(tensor, CHUNK) for tensor in (hidden, targets, hidden_gradient)]
-        for chunk, target, gradient in zip(*parts, strict=True):
-            logits = (chunk @ matrix.T).float()
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            correct = logits.gather(1, target[:, None])
-            total += float((normaliser - correct).double().sum())
-            # The gradient of the cross-entropy with respect to the logits: probabilities minus the one-hot target.
-            probabilities = logits.sub_(normaliser).exp_()
-            probabilities.scatter_add_(1, target[:, None], torch.full_like(correct, -1.0))
-            logits_gradient = probabilities.mul_(scale).to(hidden.dtype)
-            torch.mm(logits_gradient, matrix, out=gradient)
-            if hidden.dtype == weight.dtype:
-                weight.grad.addmm_(logits_gradient.T, chunk)
-            else:
-                weight.grad.add_(logits_gradient.T @ chunk)
-    return total, hidden_gradient
+
+    def __init__(self, counts: Tensor, num_frequent: int, num_drawn: int) -> None:
+        """`counts` [vocabulary]: how often each token is a target in the training data."""
+        self._num_drawn = num_drawn
+        # Stable, so that tokens that are equally frequent come in one order everywhere.
+        self._frequent = counts.sort(descending=True, stable=True).indices[:num_frequent]
+        self._vocab_size = len(counts)
+
+    def draw(self, targets: Tensor, seed: int) -> VocabularySample:
+        """The sample for a step with these `targets`; a pure function of both arguments."""
+        is_exact = torch.zeros(self._vocab_size, dtype=torch.bool)
+        is_exact[self._frequent] = True
+        is_exact[targets] = True
+        others = (~is_exact).nonzero().squeeze(1)
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+        drawn = others[order[: self._num_drawn]]
+        correction = torch.zeros(self._vocab_size)
+        if len(drawn):
+            correction[drawn] = torch.log(torch.tensor(len(others) / len(drawn)))
+        is_exact[drawn] = True
+        tokens = is_exact.nonzero().squeeze(1)
+        return VocabularySample(tokens, correction[tokens])
+
+
+class Head:
+    """The output head during one optimizer step: collects the gradient of its weight over the micro-batches.
+
+    Nothing here goes through autograd: the caller goes on with `hidden.backward(gradient)`.
+    """
+
+    def __init__(self, weight: torch.nn.Parameter, sample: VocabularySample | None = None) -> None:
+        """`weight` [vocabulary, width]; `sample`: the part of the vocabulary to compute, or all of it."""
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        self._weight = weight
+        self._sample = sample
+        whole = weight.detach()
+        self._matrix = whole if sample is None else whole[sample.tokens]
+        self._gradient = weight.grad if sample is None else torch.zeros_like(self._matrix)
+
+    def loss_and_gradient(self, hidden: Tensor, targets: Tensor, scale: float) -> tuple[float, Tensor]:
+        """The cross-entropy of `targets` [positions] summed, in nats, and the gradient of `scale` × it for `hidden`.
+
+        `hidden` [positions, width] may be of lower precision than the weight; it decides the products' precision.
+        """
+        total = 0.0
+        hidden = hidden.detach()
+        hidden_gradient = torch.empty_like(hidden)
+        matrix = self._matrix.to(hidden.dtype)
+        rows = targets if self._sample is None else torch.searchsorted(self._sample.tokens, targets)
+        with torch.no_grad():
+            parts = [torch.split(tensor, CHUNK) for tensor in (hidden, rows, hidden_gradient)]
+            for chunk, row, gradient in zip(*parts, strict=True):
+                logits = (chunk @ matrix.T).float()
+                if self._sample is not None:
+                    logits.add_(self._sample.corrections)
+                normaliser = logits.logsumexp(dim=1, keepdim=True)
+                correct = logits.gather(1, row[:, None])
+                total += float((normaliser - correct).double().sum())
+                # The gradient of the cross-entropy with respect to the logits: probabilities minus the one-hot target.
+                probabilities = logits.sub_(normaliser).exp_()
+                probabilities.scatter_add_(1, row[:, None], torch.full_like(correct, -1.0))
+                logits_gradient = probabilities.mul_(scale).to(hidden.dtype)
+                torch.mm(logits_gradient, matrix, out=gradient)
+                if hidden.dtype == self._weight.dtype:
+                    self._gradient.addmm_(logits_gradient.T, chunk)
+                else:
+                    self._gradient.add_(logits_gradient.T @ chunk)
+        return total, hidden_gradient
+
+    def finish(self) -> None:
+        """Add what was collected to the gradient of the weight."""
+        if self._sample is not None:
+            assert self._weight.grad is not None
+            self._weight.grad.index_add_(0, self._sample.tokens, self._gradient)

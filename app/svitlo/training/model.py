@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from svitlo.config import ModelConfig
@@ -51,3 +52,20 @@ def grow_vocabulary(state_dict: dict[str, Any], vocab_size: int) -> dict[str, An
     mean = old.mean(dim=0, keepdim=True).expand(vocab_size - old.shape[0], -1)
     grown = torch.cat([old, mean])
     return {**state_dict, EMBEDDING: grown, HEAD: grown}
+
+
+def embedded(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
+    """The embeddings of `tokens` as a leaf of the graph, so that only these rows get a gradient.
+
+    torch's own backward pass of an embedding fills a matrix as large as the vocabulary for each micro-batch.
+    """
+    rows = torch.nn.functional.embedding(tokens, model.transformer.wte.weight.detach())
+    return rows.requires_grad_()
+
+
+def add_embedding_gradient(model: GPT2LMHeadModel, tokens: Tensor, rows: Tensor) -> None:
+    """Add the gradient of `embedded`'s result to that of the embedding matrix."""
+    weight = model.transformer.wte.weight
+    assert weight.grad is not None
+    assert rows.grad is not None
+    weight.grad.index_add_(0, tokens.flatten(), rows.grad.flatten(0, -2))

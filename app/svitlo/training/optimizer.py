@@ -1,24 +1,123 @@
-"""AdamW, fused, with weight decay for matrices only."""
+"""Muon for the matrices of the blocks, AdamW for embeddings, norms and biases; or AdamW for all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from svitlo.config import TrainingConfig
 
-
-def build_optimizer(model: GPT2LMHeadModel, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019). Norms and biases are not decayed: they have no scale to keep small."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration: singular values between 0.01 and 1 end between 0.7 and 1.2."""
+_NEWTON_SCHULZ_STEPS = 5
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use `learning_rate` for the next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by Newton-Schulz iterations (Jordan et al., "Muon", 2024), in float32.
+
+    For Hugging Face's GPT-2, whose linear weights are stored [inputs, outputs], with queries, keys and values side by
+    side in one matrix: each of the three is orthogonalised for itself. The update of a matrix is scaled by
+    √max(1, outputs / inputs). Matrices of one shape go through the iterations together.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the gradients."""
+        for group in self.param_groups:
+            updates: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                for part, part_of_update in zip(_parts(parameter), _parts(update), strict=True):
+                    updates.setdefault(_wide_shape(part), []).append((part, part_of_update))
+            for shape, pairs in updates.items():
+                wide = torch.stack([update if update.shape == shape else update.T for _, update in pairs])
+                for (part, _), direction in zip(pairs, orthogonalised(wide), strict=True):
+                    inputs, outputs = part.shape
+                    scale = max(1.0, outputs / inputs) ** 0.5
+                    part.add_(direction if part.shape == shape else direction.T, alpha=-group["lr"] * scale)
+
+
+def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
+    """The matrices that a weight [inputs, outputs] consists of: three where queries, keys and values are fused."""
+    inputs, outputs = matrix.shape
+    return matrix.split(inputs, dim=1) if outputs == 3 * inputs else (matrix,)
+
+
+def _wide_shape(matrix: Tensor) -> tuple[int, int]:
+    return min(matrix.shape), max(matrix.shape)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """The nearest matrices with orthonormal rows, roughly: [number, rows, columns] with rows ≤ columns."""
+    a, b, c = _NEWTON_SCHULZ
+    matrices = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = matrices @ matrices.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        matrices = torch.baddbmm(matrices, polynomial, matrices, beta=a)
+    return matrices
+
+
+class PhaseOptimizer:
+    """One optimizer to the loop, one or two inside: AdamW and, if configured, Muon."""
+
+    def __init__(self, model: GPT2LMHeadModel, config: TrainingConfig) -> None:
+        """Norms and biases are not decayed: they have no scale to keep small."""
+        blocks = {id(p) for p in model.transformer.h.parameters() if p.ndim == 2 and config.optimizer == "muon"}
+        others = [p for p in model.parameters() if id(p) not in blocks]
+        groups = [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+        self._parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
+        if blocks:
+            self._parts["muon"] = Muon(
+                [p for p in model.parameters() if id(p) in blocks],
+                lr=config.muon_learning_rate,
+                momentum=config.muon_momentum,
+                weight_decay=config.muon_weight_decay,
+            )
+        for group in self.param_groups:
+            group["peak"] = group["lr"]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts."""
+        return [group for part in self._parts.values() for group in part.param_groups]
+
+    def step(self, fraction: float) -> None:
+        """One update with every learning rate at `fraction` of its peak; the gradients are zero afterwards."""
+        for group in self.param_groups:
+            group["lr"] = fraction * group["peak"]
+        for part in self._parts.values():
+            part.step()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Zero the gradients, in place."""
+        for part in self._parts.values():
+            part.zero_grad(set_to_none=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])

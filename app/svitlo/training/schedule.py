@@ -7,11 +7,19 @@ import math
 from svitlo.config import TrainingConfig
 
 
-def learning_rate(step: int, num_steps: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine down to `final_learning_rate_fraction` of the peak. `step` counts from 0."""
+def learning_rate_fraction(step: int, num_steps: int, config: TrainingConfig) -> float:
+    """The share of the peak learning rate: a linear warm-up, then a decay. `step` counts from 0.
+
+    `cosine` falls from the end of the warm-up to `final_learning_rate_fraction`; `linear` does so in a straight line;
+    `trapezoid` stays at the peak and falls in a straight line over the last `decay_fraction` of the steps.
+    """
     warmup_steps = max(1, round(config.warmup_fraction * num_steps))
     if step < warmup_steps:
-        return config.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+        return (step + 1) / warmup_steps
+    decay_steps = max(1, num_steps - warmup_steps)
+    if config.schedule == "trapezoid":
+        decay_steps = min(decay_steps, max(1, round(config.decay_fraction * num_steps)))
+    progress = min(1.0, max(0.0, (step - (num_steps - decay_steps)) / decay_steps))
+    left = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     floor = config.final_learning_rate_fraction
-    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return floor + (1 - floor) * left

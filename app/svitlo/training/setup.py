@@ -29,8 +29,9 @@ from svitlo.training import numerics
 from svitlo.training.batches import Batches, ConversationBatches, TextBatches
 from svitlo.training.identity import changes_since, differences
 from svitlo.training.loop import PhaseRun, planned_steps
+from svitlo.training.loss import VocabularySampler
 from svitlo.training.model import build_model, grow_vocabulary
-from svitlo.training.optimizer import build_optimizer
+from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.volumes import Volumes
 
 
@@ -88,7 +89,7 @@ def prepare_phase(
     model.load_state_dict(state.model_state_dict)
     # Padding stands on the right, where nothing looks; knowing its number, transformers would only ask for a mask.
     model.config.pad_token_id = None
-    optimizer = build_optimizer(model, config.training)
+    optimizer = PhaseOptimizer(model, config.training)
     if state.optimizer_state_dict:
         optimizer.load_state_dict(state.optimizer_state_dict)
     train, validation = (_batches(volumes, config, phase, manifest, state, split) for split in ("train", "validation"))
@@ -101,6 +102,7 @@ def prepare_phase(
         state=state,
         model=model,
         optimizer=optimizer,
+        sampler=VocabularySampler(train.target_counts(state.vocab_size), config.head.frequent, config.head.drawn),
         train=train,
         validation=validation,
         config=config,
