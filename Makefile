@@ -1,6 +1,6 @@
 # `make` alone prints what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo up down logs status doctor env install uninstall build test lint lock .venv export backup restore verify new-run clean-demo
+.PHONY: help demo up down logs status doctor env install uninstall build sbom test torture bench bench-loss lint lock .venv export backup restore verify new-run clean-demo
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +50,20 @@ verify: ## check every shard, checkpoint and exported file against its digest
 new-run: ## move the present run aside and begin another one; deletes nothing
 	@YES="$(YES)" docker/new-run.sh
 
+sbom: ## list every package in the images, as CycloneDX JSON in sbom/
+	@docker/sbom.sh
+
 test: lint ## run all tests; those with containers where an engine answers
 	@docker/test.sh
+
+torture: lint ## all tests, with more cuts, kills and damage: about an hour; SEED=… repeats one
+	@SVITLO_TORTURE=1 SVITLO_SEED="$(SEED)" docker/test.sh
+
+bench: .venv ## speed of a step against this machine's matrix products and the Hugging Face Trainer, about 5 minutes
+	@.venv/bin/python -m benchmarks.speed
+
+bench-loss: .venv ## validation loss over time against the Trainer, side by side: MINUTES=30, on the data in volumes/
+	@.venv/bin/python -m benchmarks.loss --minutes "$(or $(MINUTES),30)"
 
 lint: .venv ## check style, types, scripts, Dockerfile and compose.yaml
 	@docker/lint.sh

@@ -25,7 +25,9 @@ case "$destination" in
         trap 'rm -rf "$staging"' EXIT
         backup_to "$staging"
         say "sending it to $destination"
-        rsync --archive --partial "$staging/" "$destination/"
+        # The sums last: a folder without them is not complete.
+        rsync --archive --partial --exclude SHA256SUMS "$staging/" "$destination/"
+        rsync --archive "$staging/" "$destination/"
         ;;
     *)
         make_folder "$destination"

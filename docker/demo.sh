@@ -48,6 +48,12 @@ wait "$follower" 2>/dev/null || true
 
 echo
 docker/tools.sh status
+# The status shows losses on validation data; a model this small only learns its conversations by heart, so what it was
+# trained on tells more.
+loss() {
+    grep "\"kind\": \"step\", \"phase\": $1," "$DEMO_VOLUMES/logs/metrics.jsonl" | sed -n "$2s/.*\"loss\": \([0-9]*\.[0-9]\{1,3\}\).*/\1/p"
+}
+echo "Training loss: phase 1 $(loss 1 1) → $(loss 1 '$'), phase 2 $(loss 2 1) → $(loss 2 '$') (the conversations are learnt by heart)"
 echo "Checkpoints: $(cd "$DEMO_VOLUMES/checkpoints" && echo phase?/*.pt), in $DEMO_VOLUMES/checkpoints"
 echo "Model:       $DEMO_VOLUMES/export/model, opens with AutoModelForCausalLM.from_pretrained"
 echo

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
-UNIT=/etc/systemd/system/svitlo.service
+UNIT=${SVITLO_UNIT_FOLDER:-/etc/systemd/system}/svitlo.service
 
 if [ "${1:-}" = --remove ]; then
     [ -e "$UNIT" ] || { say "no boot unit is installed" && exit 0; }

@@ -19,6 +19,7 @@ check ruff format --check --quiet .
 check mypy --no-error-summary
 check shellcheck --external-sources "${scripts[@]}"
 check hadolint docker/Dockerfile
+check docker/audit.sh
 if docker compose version >/dev/null 2>&1; then check docker compose --profile tools config --quiet; fi
 $passed || exit 1
 say "ruff, mypy, shellcheck, hadolint and compose.yaml: all well"

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from svitlo import __version__
 from svitlo.errors import ConfigError, SvitloError
 from svitlo.volumes import Volumes
+
+if TYPE_CHECKING:
+    from svitlo.durability.interruption import Interruption
 
 HELD = ["sleep", "infinity"]
 """What a container that has nothing to do becomes: 0.8 MiB, no CPU."""
@@ -91,6 +95,7 @@ def train(config_dir: Path, volumes_dir: Path, hold: bool, phase: str | None, re
         hold,
         lambda: train_phases(request, interruption),
         lambda error: write_status(status_path, state="error", message=str(error)),
+        interruption,
     )
 
 
@@ -181,7 +186,12 @@ def _parse_owner(owner: str | None) -> tuple[int, int] | None:
     return uid, gid
 
 
-def _run_held(hold: bool, work: Callable[[], Any], on_error: Callable[[SvitloError], None] = lambda _: None) -> None:
+def _run_held(
+    hold: bool,
+    work: Callable[[], Any],
+    on_error: Callable[[SvitloError], None] = lambda _: None,
+    interruption: Interruption | None = None,
+) -> None:
     """Run `work`; with `--hold`, become a process that waits when it is done or cannot go on by itself."""
     from svitlo.reporting.status import set_health
 
@@ -193,14 +203,18 @@ def _run_held(hold: bool, work: Callable[[], Any], on_error: Callable[[SvitloErr
         if not (hold and error.is_permanent):
             raise
         click.echo(f"error: {error}\nNothing is lost. Waiting until somebody mends this and restarts me.", err=True)
-        _hold_still()
+        _hold_still(interruption)
     click.echo(message)
     set_health(True, message)
     if hold:
-        _hold_still()
+        _hold_still(interruption)
 
 
-def _hold_still() -> NoReturn:
+def _hold_still(interruption: Interruption | None) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGINT):  # from here on a signal ends the process
+        signal.signal(number, signal.SIG_DFL)
+    if interruption is not None:
+        interruption.check()
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvp(HELD[0], HELD)

@@ -32,6 +32,8 @@ from svitlo.volumes import Volumes
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
+    from svitlo.training.model import GPT2
+
 PAD = "<|pad|>"
 TOLERANCE = 1e-5
 """The exported model's logits are those of the checkpoint to this much."""
@@ -122,12 +124,12 @@ def newest_state(volumes: Volumes) -> TrainingState:
     )
 
 
-def model_from(state: TrainingState) -> GPT2LMHeadModel:
+def model_from(state: TrainingState) -> GPT2:
     """The model with the weights of a checkpoint, ready to be asked."""
     from svitlo.config import ModelConfig
-    from svitlo.training.model import build_model
+    from svitlo.training.model import GPT2
 
-    model = build_model(ModelConfig(**state.model), state.vocab_size)
+    model = GPT2(ModelConfig(**state.model), state.vocab_size)
     model.load_state_dict(state.model_state_dict)
     model.eval()
     return model
@@ -137,35 +139,58 @@ def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingS
     from transformers.utils import logging
 
     from svitlo.reporting.model_card import write_card, write_loss_curve
+    from svitlo.training.model import num_parameters
 
     logging.disable_progress_bar()
 
     model = model_from(state)
-    _write_weights(model, folder)
+    _write_weights(state, folder)
     _write_tokenizer(folder, state)
     _compare(model, folder, state)
-    record = training_record(volumes, state, last, sum(parameter.numel() for parameter in model.parameters()))
+    record = training_record(volumes, state, last, num_parameters(model))
     has_curve = write_loss_curve(volumes.metrics, folder / "loss.png", state.phase)
     write_card(folder, record, has_curve)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes files for their owner alone
 
 
-def _write_weights(model: GPT2LMHeadModel, folder: Path) -> None:
+def hugging_face_model(state: TrainingState) -> GPT2LMHeadModel:
+    """The weights of a checkpoint in the class that everybody opens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from svitlo.generate import END_OF_TEXT
+
+    config = GPT2Config(
+        vocab_size=state.vocab_size,
+        n_positions=state.model["positions"],
+        n_embd=state.model["width"],
+        n_layer=state.model["layers"],
+        n_head=state.model["heads"],
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        pad_token_id=state.vocab_size - 1 if state.vocab_size > END_OF_TEXT + 1 else None,
+    )
+    model = GPT2LMHeadModel(config)
+    model.load_state_dict(state.model_state_dict)
+    return model
+
+
+def _write_weights(state: TrainingState, folder: Path) -> None:
     from transformers import GenerationConfig
 
     from svitlo.generate import END_OF_TEXT, REPETITION_PENALTY
 
-    positions = model.config.n_positions
+    has_padding = state.vocab_size > END_OF_TEXT + 1
+    model = hugging_face_model(state)
     model.generation_config = GenerationConfig(
-        bos_token_id=model.config.bos_token_id,
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else model.config.eos_token_id,
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        pad_token_id=state.vocab_size - 1 if has_padding else END_OF_TEXT,
         do_sample=False,
         # It counts the prompt too, and an answer is often made of words of the question: only for plain text.
-        repetition_penalty=1.0 if model.config.vocab_size > END_OF_TEXT + 1 else REPETITION_PENALTY,
+        repetition_penalty=1.0 if has_padding else REPETITION_PENALTY,
         # Positions end at the window: more tokens than fit beside a prompt would be an error inside torch.
-        max_new_tokens=positions // 2,
+        max_new_tokens=state.model["positions"] // 2,
     )
     model.save_pretrained(folder)
 
@@ -202,7 +227,7 @@ def _write_tokenizer(folder: Path, state: TrainingState) -> None:
     bpe.model.save(str(folder))  # vocab.json and merges.txt
 
 
-def _compare(model: GPT2LMHeadModel, folder: Path, state: TrainingState) -> None:
+def _compare(model: GPT2, folder: Path, state: TrainingState) -> None:
     """Open the export the way that its users will, and compare. Raises `VolumeError` where it is not the same model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -211,7 +236,7 @@ def _compare(model: GPT2LMHeadModel, folder: Path, state: TrainingState) -> None
     opened = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     ids = torch.tensor([tokenizer.encode("The sun is a star, and water is wet.")[: state.model["positions"]]])
     with torch.inference_mode():
-        difference = float((model(ids).logits - opened(ids).logits).abs().max())
+        difference = float((model(ids) - opened(ids).logits).abs().max())
     if not difference <= TOLERANCE:  # also where it is not a number
         raise VolumeError(
             f"{folder}: what was written is not the trained model (logits differ by {difference:g}). The disk or the "

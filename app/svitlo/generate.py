@@ -18,7 +18,9 @@ from svitlo.errors import CheckpointError, ConfigError, DataError
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from torch import Tensor
+
+    from svitlo.training.model import GPT2
 
 END_OF_TEXT = 50_256
 REPETITION_PENALTY = 1.15
@@ -56,7 +58,7 @@ def answer(
 
         torch.manual_seed(seed)
     tokenizer = Tokenizer()
-    num_tokens, window = len(tokenizer.encode(_prompt(question, phase))), model.config.n_positions
+    num_tokens, window = len(tokenizer.encode(_prompt(question, phase))), model.shape.positions
     if num_tokens >= window:
         raise ConfigError(f"the prompt has {num_tokens} tokens, the model's window only {window}: shorten it")
     say(f"answer by {name}")
@@ -64,7 +66,7 @@ def answer(
 
 
 def complete(
-    model: GPT2LMHeadModel,
+    model: GPT2,
     tokenizer: Tokenizer,
     prompt: str,
     phase: int,
@@ -76,40 +78,44 @@ def complete(
     With `temperature` 0 the result depends on model and prompt alone, and no random number is drawn.
     """
     import torch
-    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-    window = int(model.config.n_positions)
+    window = model.shape.positions
     ids = tokenizer.encode(_prompt(prompt, phase))
     ids = ids[-max(1, window - max_new_tokens) :] if len(ids) >= window else ids
-    inputs = torch.tensor([ids], dtype=torch.long)  # (1, prompt tokens)
-    choice: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    )
-    penalty = RepetitionPenaltyLogitsProcessor(REPETITION_PENALTY, prompt_ignore_length=len(ids))
+    written: list[int] = []
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            output = model.generate(  # type: ignore[misc] # transformers types `self` as another class
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=min(max_new_tokens, window - len(ids)),
-                eos_token_id=END_OF_TEXT,
-                pad_token_id=END_OF_TEXT,
-                repetition_penalty=1.0,  # an exported model's own setting would count the prompt too
-                logits_processor=LogitsProcessorList([penalty]),
-                **choice,
-            )
+            while len(written) < max_new_tokens and len(ids) + len(written) < window:
+                logits = last_logits(model, ids + written)
+                repeated = torch.tensor(sorted(set(written)), dtype=torch.long)
+                values = logits[repeated]
+                logits[repeated] = torch.where(values > 0, values / REPETITION_PENALTY, values * REPETITION_PENALTY)
+                if temperature > 0:
+                    token = int(torch.multinomial(torch.softmax(logits / temperature, dim=0), 1))
+                else:
+                    token = int(logits.argmax())
+                if token == END_OF_TEXT:
+                    break
+                written.append(token)
     finally:
         model.train(was_training)
-    new = output[0, len(ids) :].tolist()
-    new = new[: new.index(END_OF_TEXT)] if END_OF_TEXT in new else new
-    # Whole text minus prompt: a token alone may be part of a character. The padding token has no text.
-    text = tokenizer.decode([token for token in new if token < END_OF_TEXT])
+    # The padding token has no text.
+    text = tokenizer.decode([token for token in written if token < END_OF_TEXT])
     return text.strip() if phase == 2 else text
 
 
-def newest_model(volumes: Volumes) -> tuple[GPT2LMHeadModel, int, str]:
+def last_logits(model: GPT2, ids: list[int]) -> Tensor:
+    """The logits [vocabulary] of the token after `ids`: the head only where it is needed."""
+    import torch
+
+    hidden = model.transformer(model.transformer.wte(torch.tensor([ids])))
+    logits: Tensor = model.lm_head(hidden[0, -1])
+    return logits
+
+
+def newest_model(volumes: Volumes) -> tuple[GPT2, int, str]:
     """The newest model with its phase and a description: the exported one unless a checkpoint is newer.
 
     Raises `CheckpointError` where there is none.
@@ -129,11 +135,14 @@ def newest_model(volumes: Volumes) -> tuple[GPT2LMHeadModel, int, str]:
         state is None
         or (record["run_id"], record["phase"], record["last_step"]) == (state.run_id, state.phase, state.global_step)
     ):
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        from safetensors.torch import load_file
 
-        logging.disable_progress_bar()
-        model: Any = AutoModelForCausalLM.from_pretrained(volumes.model, local_files_only=True)
+        from svitlo.config import ModelConfig
+        from svitlo.training.model import EMBEDDING, GPT2, HEAD
+
+        weights = load_file(volumes.model / "model.safetensors")  # where tied tensors are stored once
+        model = GPT2(ModelConfig(**record["model"]), record["vocab_size"])
+        model.load_state_dict({**weights, HEAD: weights[EMBEDDING]})
         model.eval()
         return model, record["phase"], f"the exported model (phase {record['phase']}, step {record['step']:,})"
     if state is None:

@@ -62,6 +62,11 @@ class Volumes:
         return self.root / "checkpoints" / "complete.json"
 
     @property
+    def run_record(self) -> Path:
+        """Which run the checkpoints belong to."""
+        return self.root / "checkpoints" / "run.json"
+
+    @property
     def trainer_state(self) -> Path:
         """Which process trains, or how the last one ended: what tells a power cut from a stop."""
         return self.root / "checkpoints" / "process.json"
@@ -111,8 +116,7 @@ class Volumes:
     def require_writable(self, *names: str) -> None:
         """Like `require`, and also raise `VolumeError` where files cannot be written."""
         self.require(*names)
-        for name in names:
-            folder = self.root / name
+        for folder in (path for name in names for path in (self.root / name, *_folders_in(self.root / name))):
             if not os.access(folder, os.W_OK | os.X_OK):
                 owner = folder.stat()
                 raise VolumeError(
@@ -161,6 +165,10 @@ class Volumes:
         except (OSError, ValueError):
             return []
         return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
 def _make_owned_folder(folder: Path, owner: tuple[int, int] | None) -> None:

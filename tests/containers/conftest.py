@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ from tests.containers.engine import PROGRAMS, Engine
 from tests.containers.stack import Stack
 
 IMAGES = ("svitlo/trainer:local", "svitlo/data-prep:local")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torn_down_also_when_terminated() -> None:
+    """Containers left behind would be started again at every boot: SIGTERM ends the tests as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ PHASE_FILES = ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml")
 PATIENCE_SECONDS = 240.0
 """A machine that is busy with other things is slow, and right all the same."""
 # Enough work that what happens in the middle of it happens in the middle, also on a fast machine.
-NUM_DOCUMENTS = 2_400
+NUM_DOCUMENTS = 6_000
 SHARD_TOKENS = 16_384
 ACCUMULATION = 4
 
@@ -46,6 +47,7 @@ class Stack:
             "SVITLO_VOLUMES": str(self.volumes),
             "SVITLO_CONFIG": str(self.config),
             "SVITLO_VERSION": "local",
+            "HUB_TOKEN_FILE": "",
             "PUID": str(owner[0]),
             "PGID": str(owner[1]),
             "TRAINER_CPUS": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
@@ -219,6 +221,18 @@ def assert_same_result(stack: Stack, finished: Stack) -> None:
     """Shards, checkpoints, metrics and model are those of the run that nothing disturbed."""
     assert shards(stack) == shards(finished)
     assert_same_run(stack, finished)
+
+
+@contextlib.contextmanager
+def unmounted(volume: Path) -> Iterator[Path]:
+    """A volume as it is while its disk is not mounted: an empty folder."""
+    disk = volume.with_name("disk")
+    volume.rename(disk)
+    volume.mkdir()
+    os.chown(volume, disk.stat().st_uid, disk.stat().st_gid)
+    yield volume
+    volume.rmdir()
+    disk.rename(volume)
 
 
 def _children(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from svitlo.reporting.metrics import read_metrics
-from tests.containers.stack import PHASE_FILES, Stack, assert_same_result
+from tests.containers.stack import PHASE_FILES, Stack, assert_same_result, unmounted
 from tests.support import last
 
 pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]
@@ -39,14 +39,14 @@ def test_killed_in_every_part_of_the_work_it_ends_in_the_same_bits(stack: Stack,
     assert len(stack.events("cut off")) == 3, "every kill of the trainer is noticed"
     assert len(stack.events("began")) == 2, "no phase begins twice"
     for service in ("data-prep", "trainer"):
-        stack.wait_for_health(service, "healthy")
+        assert stack.inside(service, "head -1 /tmp/health") == "healthy"
 
 
 def test_stop_saves_the_last_finished_step_and_start_goes_on(stack: Stack, finished: Stack) -> None:
     for file in PHASE_FILES:  # so that only the signal is a reason to save between two evaluations
         stack.change(file, "checkpoints", save_every_seconds=1000, save_every_n_steps=None)
     stack.up()
-    stack.wait_for_shard(5)
+    stack.wait_for_shard(0)
     stop(stack)
     assert not (stack.volumes / "data" / "phase1" / "manifest.json").exists()
     stack.compose("start", "data-prep", "trainer")
@@ -58,6 +58,11 @@ def test_stop_saves_the_last_finished_step_and_start_goes_on(stack: Stack, finis
         assert not stack.events("phase finished", phase=phase), "the stop came in the middle of the phase"
         assert stack.status is not None
         assert stack.status.state == "stopped"
+        with unmounted(stack.volumes / "checkpoints") as empty_folder:
+            refused = stack.compose("start", "data-prep", "trainer", check=False)
+            assert refused.returncode != 0
+            assert "its disk is not mounted" in stack.logs("setup")
+            assert list(empty_folder.iterdir()) == [], "an empty folder is not taken for a new volume"
         stack.compose("start", "data-prep", "trainer")
     stack.wait_until_complete()
     assert_same_result(stack, finished)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
+import json
+import random
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from svitlo.durability.interruption import MOST_DEATHS
+from svitlo.reporting.metrics import last_step
 from tests.containers.engine import Engine
-from tests.containers.stack import Stack, assert_same_result
+from tests.containers.stack import Stack, assert_same_result, unmounted
+from tests.crash.forks import new_seed, torture
 
 pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]
 
 SERVICES = ("data-prep", "trainer")
-
-
-@contextlib.contextmanager
-def _unmounted(volume: Path) -> Iterator[Path]:
-    """A volume as it is while its disk is not mounted: an empty folder."""
-    disk = volume.with_name("disk")
-    volume.rename(disk)
-    volume.mkdir()
-    os.chown(volume, disk.stat().st_uid, disk.stat().st_gid)
-    yield volume
-    volume.rmdir()
-    disk.rename(volume)
 
 
 def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: Stack, finished: Stack) -> None:
@@ -41,7 +33,7 @@ def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: 
     stack.wait_for_step(1, 6)
     engine.cut_the_power()
     assert not stack.events("phase finished"), "the cut came in the middle of phase 1"
-    with _unmounted(stack.volumes / "checkpoints") as empty_folder:
+    with unmounted(stack.volumes / "checkpoints") as empty_folder:
         engine.start()
         message = "volume /volumes/checkpoints: its marker file .svitlo-volume is missing"
         stack.wait_for("three attempts", lambda: stack.logs("trainer").count(message) >= 3, every=0.2)
@@ -74,7 +66,7 @@ def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: 
     engine.start()
     for service in SERVICES:
         stack.wait_until_idle(service)
-        stack.wait_for_health(service, "healthy")
+        assert stack.inside(service, "head -1 /tmp/health") == "healthy"
     assert_same_result(stack, finished)
     stack.compose("stop", *SERVICES)
     engine.cut_the_power()
@@ -82,3 +74,66 @@ def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: 
     stack.command("docker/boot.sh")
     for service in SERVICES:
         assert stack.inspect(service)["State"]["Status"] == "exited"
+
+
+NUM_CUTS = 20
+MOST_SECONDS = 20.0
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif(not torture(), reason="a long test; SVITLO_TORTURE=1 runs it")
+def test_power_cuts_at_random_moments(engine: Engine, finished: Stack, tmp_path: Path) -> None:
+    """At any moment of any part of the work; where a run is over, another one begins with empty volumes."""
+    rng = random.Random(new_seed())
+    moments = Counter[str]()
+    for number in range(NUM_CUTS):
+        stack = Stack(tmp_path / str(number), engine.host)
+        stack.write_job()
+        try:
+            stack.up()
+            moments += cut_until_complete(engine, stack, rng, NUM_CUTS - moments.total())
+            stack.wait_until_complete()
+            assert_same_result(stack, finished)
+        finally:
+            stack.remove()
+        if moments.total() == NUM_CUTS:
+            break
+    where = ", ".join(f"{state} {count}" for state, count in sorted(moments.items()))
+    print(f"{NUM_CUTS} cuts in {number + 1} runs, while: {where}")
+
+
+def cut_until_complete(engine: Engine, stack: Stack, rng: random.Random, times: int) -> Counter[str]:
+    """Cut the power up to so many times, the last time when the run is complete. Returns when that was."""
+    moments = Counter[str]()
+    furthest, fruitless, is_over = (0, 0), 0, False
+    while moments.total() < times and not is_over:
+        if fruitless == MOST_DEATHS - 1:
+            # To the kernel this is still the same boot, so that more cuts would be deaths of the trainer.
+            stack.wait_for("progress", lambda: reached(stack) > furthest or completed(stack))  # noqa: B023
+        time.sleep(rng.uniform(0, MOST_SECONDS))
+        engine.cut_the_power()
+        is_over = completed(stack)
+        moments[activity(stack)] += 1
+        fruitless = 1 if reached(stack) > furthest else fruitless + 1
+        furthest = max(furthest, reached(stack))
+        engine.start()
+    return moments
+
+
+def reached(stack: Stack) -> tuple[int, int]:
+    return last_step(stack.volumes / "logs" / "metrics.jsonl")
+
+
+def completed(stack: Stack) -> bool:
+    return (stack.volumes / "checkpoints" / "complete.json").exists()
+
+
+def activity(stack: Stack) -> str:
+    """What the stack was at, by what its parts have left behind."""
+    if completed(stack):
+        return "complete"
+    prepared = [phase for phase in (1, 2) if (stack.volumes / "data" / f"phase{phase}" / "manifest.json").exists()]
+    status = stack.volumes / "logs" / "status.json"
+    known = json.loads(status.read_text()) if status.exists() else {"state": "starting"}
+    preparing = "" if prepared == [1, 2] else ", preparing data"
+    return f"{known['state']} {known.get('phase') or ''}".strip() + preparing

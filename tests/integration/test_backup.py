@@ -87,6 +87,19 @@ def tamper_device(folder: Path) -> str:
     return "only files and folders"
 
 
+def tamper_bomb(folder: Path) -> str:
+    with open(folder / "checkpoints" / "phase1" / "checkpoint-000000001.pt", "wb") as file:
+        file.truncate(8 << 40)  # of holes: it takes up nothing where it lies
+    return "are needed"
+
+
+def tamper_hard_link_outside(folder: Path) -> str:
+    path = folder / "logs" / "metrics.jsonl"
+    path.unlink()
+    os.link(folder.parent / "outside", path)
+    return "is damaged"
+
+
 def tamper_climb(folder: Path) -> str:
     with open(folder / "SHA256SUMS", "a") as file:
         file.write("0" * 64 + "  ../outside\n")
@@ -107,8 +120,8 @@ def tamper_unfinished(folder: Path) -> str:
 @pytest.mark.parametrize(
     "tamper",
     [
-        tamper_flip, tamper_missing, tamper_extra, tamper_symbolic_link, tamper_device, tamper_climb, tamper_absolute,
-        tamper_unfinished,
+        tamper_flip, tamper_missing, tamper_extra, tamper_symbolic_link, tamper_device, tamper_bomb,
+        tamper_hard_link_outside, tamper_climb, tamper_absolute, tamper_unfinished,
     ],
 )  # fmt: skip
 def test_what_is_not_whole_is_refused_and_changes_nothing(
@@ -116,10 +129,14 @@ def test_what_is_not_whole_is_refused_and_changes_nothing(
 ) -> None:
     copy = tmp_path / backed_up.name
     shutil.copytree(backed_up, copy)
+    (tmp_path / "outside").write_text("not part of any backup")
     expected = tamper(copy)  # type: ignore[operator]
     other = Job(trained.config, tmp_path / "volumes")
     other.run("setup")
-    assert expected in other.run("restore", str(copy), check=2).stderr
+    refused = other.run("restore", str(copy), check=None, timeout=60)
+    assert refused.returncode in (1, 2)
+    assert expected in refused.stderr
+    assert "Traceback" not in refused.stderr
     names = {path.name for path in other.volumes.rglob("*") if path.is_file()}
     assert names <= {".svitlo-volume", ".svitlo-volumes", ".lock"}
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
+from svitlo.durability.checkpoints import load_checkpoint, save_checkpoint
 from svitlo.reporting.metrics import read_metrics
 from tests.conftest import Job, kill, wait_for_line
 from tests.support import assert_same_run, events, last, metrics
@@ -205,10 +205,11 @@ def test_resume_from_a_chosen_checkpoint(trained: Job, tmp_path: Path) -> None:
 def test_auto_resume_off_refuses_to_start_over_checkpoints(trained: Job, tmp_path: Path) -> None:
     job = trained.copy(tmp_path)
     (job.volumes / "checkpoints" / "complete.json").unlink()
-    state = torch.load(job.volumes / "checkpoints" / "phase1" / "last_checkpoint.pt", weights_only=True)
-    assert state["finished"]
-    state["finished"] = ""
-    torch.save(state, job.volumes / "checkpoints" / "phase1" / "last_checkpoint.pt")
+    folder = job.volumes / "checkpoints" / "phase1"
+    state = load_checkpoint(folder / "last_checkpoint.pt")
+    assert state.finished
+    state.finished = ""
+    save_checkpoint(state, folder, keep=3)
     job.change("phase1_pretraining.yaml", "training", auto_resume=False)
     assert "auto_resume" in job.run("train", check=2).stderr
 

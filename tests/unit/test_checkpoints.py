@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pickle
 import random
@@ -261,6 +262,21 @@ def test_saving_is_as_often_as_configured_unless_it_is_slow() -> None:
     assert schedule.interval == 300, "3 s of saving are 1 % of 300 s"
     now[0] = 180
     assert not schedule.is_due(4)
+
+
+def test_no_more_than_the_interval_is_ever_at_stake() -> None:
+    """A power cut just before the next step ends costs that step too, so the save comes before it."""
+    now = [0.0]
+    schedule = SaveSchedule(CheckpointConfig(save_every_seconds=60, max_cost=0.01), clock=lambda: now[0])
+    saved_at = []
+    for step in range(1, 101):
+        now[0] += 7.0
+        if schedule.is_due(step):
+            saved_at.append(now[0])
+            now[0] += 0.5
+            schedule.saved(step, seconds=0.5)
+    gaps = [later - earlier - 0.5 for earlier, later in itertools.pairwise(saved_at)]
+    assert set(gaps) == {56.0}
 
 
 def test_saving_every_n_steps_happens_once_per_milestone() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from svitlo.config import ModelConfig
 from svitlo.data.conversations import prompt_text, render
@@ -17,11 +18,11 @@ from svitlo.data.tokenizer import Tokenizer
 from svitlo.durability.checkpoints import TrainingState, mark_best, save_checkpoint
 from svitlo.durability.sums import read_sums, sum_problem
 from svitlo.errors import CheckpointError, ConfigError, VolumeError
-from svitlo.export import NoModelYet, best_state, export_model, model_from, newest_state
-from svitlo.generate import answer, complete
+from svitlo.export import NoModelYet, best_state, export_model, hugging_face_model, model_from, newest_state
+from svitlo.generate import REPETITION_PENALTY, answer, complete
 from svitlo.reporting.metrics import MetricsLog
 from svitlo.reporting.model_card import card_text
-from svitlo.training.model import build_model, grow_vocabulary
+from svitlo.training.model import GPT2, grow_vocabulary
 from svitlo.volumes import Volumes
 
 SHAPE = ModelConfig(layers=2, width=64, heads=2, positions=64)
@@ -30,7 +31,7 @@ SHAPE = ModelConfig(layers=2, width=64, heads=2, positions=64)
 def make_state(phase: int, step: int, seed: int = 0, **fields: object) -> TrainingState:
     """A real model with random weights, as a finished or unfinished phase leaves it."""
     torch.manual_seed(seed)
-    weights = build_model(SHAPE, 50_257).state_dict()
+    weights = GPT2(SHAPE, 50_257).state_dict()
     if phase == 2:
         weights = grow_vocabulary(weights, 50_258)
     values = {
@@ -140,7 +141,7 @@ def test_a_fresh_process_has_the_same_model_and_tokenizer(trained: Volumes, tmp_
     tokenizer = Tokenizer()
     assert seen["ids"] == tokenizer.encode(text)
     with torch.no_grad():
-        expected = model_from(state)(torch.tensor([seen["ids"]])).logits
+        expected = model_from(state)(torch.tensor([seen["ids"]]))
     assert (torch.load(tmp_path / "logits.pt") - expected).abs().max() <= 1e-5
     assert seen["size"] == 50_256 + phase
     assert seen["specials"] == [50_256, 50_256, 50_257 if phase == 2 else 50_256]
@@ -275,7 +276,7 @@ def test_answers_come_from_the_newest_model(trained: Volumes) -> None:
     assert "step 61" in said[3]
 
 
-def test_generation_stops_at_the_end_of_text_and_fits_the_window() -> None:
+def test_generation_stops_at_the_end_of_text_and_fits_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer()
     state = make_state(2, 1)
     model = model_from(state)
@@ -287,17 +288,61 @@ def test_generation_stops_at_the_end_of_text_and_fits_the_window() -> None:
     assert greedy[0] == greedy[1]
 
     # A model that writes "yes", and then the end of text for ever.
-    torch.nn.init.zeros_(model.transformer.wpe.weight)
     calls: list[int] = []
     (yes,) = tokenizer.encode("yes")
 
-    def scripted(ids: torch.Tensor, **_: object) -> torch.Tensor:
-        calls.append(ids.shape[1])
-        return torch.cat([ids, torch.tensor([[yes, 50_256, 50_257, 50_257]])], dim=1)
+    def scripted(_: object, ids: list[int]) -> torch.Tensor:
+        calls.append(len(ids))
+        logits = torch.zeros(50_258)
+        logits[50_256 if ids[-1] == yes else yes] = 1.0
+        return logits
 
-    model.generate = scripted  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr("svitlo.generate.last_logits", scripted)
     assert complete(model, tokenizer, "What is water?", 2, 8) == "yes"
-    assert calls == [len(tokenizer.encode(prompt_text("What is water?")))]
+    prompt = len(tokenizer.encode(prompt_text("What is water?")))
+    assert calls == [prompt, prompt + 1]
+
+
+def test_what_is_written_is_what_transformers_would_write() -> None:
+    """Greedy, with the penalty for repetition on what is written and not on the prompt."""
+    tokenizer = Tokenizer()
+    state = make_state(2, 1)
+    ids = tokenizer.encode(prompt_text("What is water?"))
+    penalty = transformers.RepetitionPenaltyLogitsProcessor(REPETITION_PENALTY, prompt_ignore_length=len(ids))
+    expected = (
+        hugging_face_model(state)
+        .eval()
+        .generate(  # type: ignore[misc]
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids)),
+            max_new_tokens=12,
+            do_sample=False,
+            logits_processor=transformers.LogitsProcessorList([penalty]),
+            pad_token_id=50_256,
+        )
+    )
+    assert (
+        complete(model_from(state), tokenizer, "What is water?", 2, 12)
+        == tokenizer.decode(expected[0, len(ids) :].tolist()).strip()
+    )
+
+
+def test_loss_and_gradients_are_those_of_transformers_class() -> None:
+    """Forward and backward, through the whole model, to the precision of float32."""
+    state = make_state(1, 1)
+    ours, theirs = model_from(state), hugging_face_model(state).eval()
+    tokens = torch.randint(0, 50_257, (3, 33))
+    expected = theirs(input_ids=tokens, labels=tokens)
+    expected.loss.backward()
+    logits = ours(tokens)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    assert gradients.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
 def test_mistakes_are_explained(trained: Volumes) -> None:

@@ -12,9 +12,9 @@ from svitlo.config import ModelConfig, TrainingConfig
 from svitlo.training.loss import CHUNK, Head, VocabularySample, VocabularySampler, head_loss
 from svitlo.training.model import (
     EMBEDDING,
+    GPT2,
     HEAD,
     add_embedding_gradient,
-    build_model,
     embedded,
     grow_vocabulary,
     num_parameters,
@@ -37,14 +37,13 @@ TINY = ModelConfig(layers=2, width=64, heads=2, positions=64)
 )
 def test_parameter_counts(shape: ModelConfig, vocab_size: int, expected: int) -> None:
     with torch.device("meta"):
-        model = build_model(shape, vocab_size)
-    model.tie_weights()
+        model = GPT2(shape, vocab_size)
     assert num_parameters(model) == expected
 
 
 def test_growing_the_vocabulary_keeps_the_tie_and_adds_the_mean() -> None:
-    old = build_model(TINY, 50_257)
-    new = build_model(TINY, 50_258)
+    old = GPT2(TINY, 50_257)
+    new = GPT2(TINY, 50_258)
     new.load_state_dict(grow_vocabulary(old.state_dict(), 50_258))
     assert new.lm_head.weight.data_ptr() == new.transformer.wte.weight.data_ptr()
     assert new.transformer.wte.weight[:50_257].equal(old.transformer.wte.weight)
@@ -133,7 +132,7 @@ def test_the_sampled_loss_is_close_to_the_exact_one_on_average() -> None:
 
 
 def test_the_gradient_of_the_embedding_is_autograds() -> None:
-    model = build_model(TINY, 500)
+    model = GPT2(TINY, 500)
     tokens, direction = torch.tensor([[1, 2, 2], [499, 1, 0]]), torch.randn(2, 3, 64)
     weight = model.transformer.wte.weight
     (expected,) = torch.autograd.grad(model.transformer.wte(tokens), weight, direction)
@@ -147,9 +146,9 @@ def test_the_gradient_of_the_embedding_is_autograds() -> None:
 def test_matrices_decay_and_vectors_do_not() -> None:
     for kind in ("muon", "adamw"):
         config = TrainingConfig(optimizer=kind, weight_decay=0.1, muon_weight_decay=0.1)  # type: ignore[arg-type]
-        optimizer = PhaseOptimizer(build_model(TINY, 100), config)
+        optimizer = PhaseOptimizer(GPT2(TINY, 100), config)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        assert len(parameters) == len(set(map(id, parameters))) == len(list(build_model(TINY, 100).parameters()))
+        assert len(parameters) == len(set(map(id, parameters))) == len(list(GPT2(TINY, 100).parameters()))
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 assert (parameter.ndim >= 2) == (group["weight_decay"] == 0.1)

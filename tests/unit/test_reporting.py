@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from svitlo.durability.interruption import ProcessRecord
+from svitlo.durability.interruption import ProcessRecord, Traces
 from svitlo.reporting import status as status_module
 from svitlo.reporting.events import EventLog, read_events
-from svitlo.reporting.metrics import MetricsLog, comparable, read_metrics
+from svitlo.reporting.metrics import MetricsLog, comparable, last_step, read_metrics
 from svitlo.reporting.screen import as_json
 from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
 from svitlo.volumes import Volumes
@@ -148,12 +148,28 @@ def test_the_health_file_is_for_the_health_check(tmp_path: Path, monkeypatch: py
 
 def test_how_the_last_process_ended_is_known_to_the_next(tmp_path: Path) -> None:
     path = tmp_path / "process.json"
-    assert ProcessRecord(path).begin() is None, "the first start ever"
-    assert "kill" in (ProcessRecord(path).begin() or ""), "same boot, and no orderly end"
-    ProcessRecord(path).end("done")
-    assert ProcessRecord(path).begin() is None
+
+    def begin() -> str | None:
+        ending = ProcessRecord(path, 1800).begin(Traces())
+        return ending and ending.cause
+
+    assert begin() is None, "the first start ever"
+    assert "kill" in (begin() or ""), "same boot, and no orderly end"
+    ProcessRecord(path, 1800).end("done")
+    assert begin() is None
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "boot_id": "another"}))
-    assert "power cut" in (ProcessRecord(path).begin() or "")
+    assert "power cut" in (begin() or "")
     path.write_text("")  # torn
-    assert ProcessRecord(path).begin() is None
+    assert "power cut" in (begin() or "")
+
+
+def test_the_last_step_is_found_without_reading_all_of_a_long_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) == (0, 0)
+    written(path, *(step(phase, number) for phase in (1, 2) for number in range(1, 3_000)), evaluation(2, 2_999))
+    assert path.stat().st_size > 1 << 18
+    assert last_step(path) == (2, 2_999)
+    with open(path, "ab") as file:
+        file.write(b'{"kind": "step", "phase": 2, "st')
+    assert last_step(path) == (2, 2_999)

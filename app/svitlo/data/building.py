@@ -22,7 +22,7 @@ from svitlo.data.sources import Documents
 from svitlo.data.tokenizer import NAME, VOCAB_SIZE
 from svitlo.data.workers import Task, Workers, is_validation
 from svitlo.data.writing import SplitWriter
-from svitlo.durability.files import write_json
+from svitlo.durability.files import digest_of, write_json
 from svitlo.errors import DataError
 
 Place = tuple[int, int, int]
@@ -256,7 +256,7 @@ def write_manifest(
         ],
         "splits": splits,
     }
-    write_json(folder / MANIFEST, content)
+    write_json(folder / MANIFEST, {**content, "digest": digest_of(content)})
     return load_manifest(folder)
 
 

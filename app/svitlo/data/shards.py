@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svitlo.durability.files import sha256_of
+from svitlo.durability.files import digest_of, sha256_of
 from svitlo.errors import DataError, SvitloError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 SPLITS = ("train", "validation")
+_KEYS = {"format", "phase", "configuration", "configuration_digest", "tokenizer", "sources", "splits", "digest"}
 END_OF_TEXT = 50256
 """The token `<|endoftext|>`: ends each document of phase 1 and each reply of phase 2."""
 
@@ -284,6 +285,14 @@ def _check(content: Any) -> None:
         raise ValueError(f"found {type(content).__name__} instead of an object")
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']!r} instead of {FORMAT}")
+    unknown = set(content) - _KEYS
+    if unknown:
+        raise ValueError(f"{min(unknown)!r} is unknown")
+    # Manifests of the first days have none; a damaged word "digest" is an unknown one.
+    if "digest" in content and content["digest"] != digest_of(
+        {key: content[key] for key in content.keys() - {"digest"}}
+    ):
+        raise ValueError("its own digest is wrong: at least one bit is not what was written")
     phase = content["phase"]
     if phase not in (1, 2):
         raise ValueError(f"phase {phase!r}")

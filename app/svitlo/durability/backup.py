@@ -149,6 +149,8 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
     """
     is_repeated = volumes.restore_journal.exists()
     volumes.require_writable(*(name for name in BACKUP_VOLUMES if name != "checkpoints" or not is_repeated))
+    # Before anything is read: a file of holes can claim a million times the size of its disk.
+    _require_space(volumes.root, _num_bytes(path for path in source.rglob("*") if path.is_file()))
     sums = verify_backup(source)
     say(f"{len(sums)} files verified")
     wanted = _newest(source / "checkpoints")
@@ -332,11 +334,10 @@ def _copy_file(source: Path, target: Path) -> str:
 
 def _link(source: Path, target: Path) -> bool:
     """Give a copied file a further name; False where the file system has no hard links (a USB stick's FAT)."""
-    try:
+    with contextlib.suppress(OSError):
         link_durably(source, target, fsync=False)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _num_bytes(paths: Iterable[Path]) -> int:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
+import pickle
+import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +22,16 @@ from typing import Any
 import torch
 
 from svitlo.durability.files import (
-    fsync_folder,
     link_durably,
     make_folder,
+    remove,
     remove_temporaries,
     rename_durably,
     write_durably,
+    write_json,
 )
-from svitlo.errors import CheckpointError
+from svitlo.durability.seal import check_seal, save_sealed
+from svitlo.errors import CheckpointError, VolumeError
 
 LAST = "last_checkpoint.pt"
 BEST = "best_checkpoint.pt"
@@ -94,8 +98,8 @@ def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
     fields = {item.name: getattr(state, item.name) for item in dataclasses.fields(state)}
     write_durably(
         last,
-        lambda file: torch.save(fields, file),
-        verify=_check_archive,
+        lambda file: save_sealed(fields, file),
+        verify=check_seal,
         keep_previous_as=folder / f"checkpoint-{previous_step:09d}.pt" if keeps_previous else None,
     )
     _prune(folder, keep)
@@ -103,7 +107,12 @@ def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
 
 
 def mark_best(folder: Path) -> None:
-    """Make the checkpoint just saved also the best one: a second name for the same file."""
+    """Make the checkpoint just saved also the best one: a second name for the same file.
+
+    Damage to that file hits both names. A copy would not help the run, which goes on from an older generation, and
+    would cost a whole save at each improvement; where the best state is lost, `find_best` says so and hands on the
+    newest.
+    """
     link_durably(folder / LAST, folder / BEST)
 
 
@@ -112,14 +121,19 @@ def load_checkpoint(path: Path, phase: int | None = None) -> TrainingState:
     try:
         if path.is_symlink() or not path.is_file():
             raise ValueError("not a regular file")
-        _check_archive(path)
+        check_seal(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
         state = _state_from(values)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except PermissionError as error:
         raise CheckpointError(f"{path}: cannot be read by user {os.getuid()} ({error.strerror})") from error
-    except Exception as error:  # torch and zipfile raise many kinds, some without any text
+    except pickle.UnpicklingError as error:  # torch's own words advise to switch the protection off
+        raise CheckpointError(
+            f"{path}: not a checkpoint of Svitlo (it holds something else than tensors, numbers and text, which is "
+            f"never unpickled)"
+        ) from error
+    except Exception as error:  # torch raises many kinds, some without any text
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise CheckpointError(f"{path}: damaged or not a checkpoint of Svitlo ({reason})") from error
     if phase is not None and state.phase != phase:
@@ -127,9 +141,12 @@ def load_checkpoint(path: Path, phase: int | None = None) -> TrainingState:
     return state
 
 
-def find_newest(folder: Path, phase: int, on_rejected: Callable[[Rejected], None]) -> TrainingState | None:
+def find_newest(
+    folder: Path, phase: int, on_rejected: Callable[[Rejected], None], run_id: str | None = None
+) -> TrainingState | None:
     """The newest usable checkpoint of a phase, by the step inside, or None where none was ever saved.
 
+    With a `run_id`, checkpoints of other runs are not usable: somebody has put them there.
     What cannot be used is set aside as `.broken` and reported; the next newest takes its place. Raises
     `CheckpointError` where checkpoints exist and none is usable: training must not start from zero over them.
     """
@@ -143,6 +160,8 @@ def find_newest(folder: Path, phase: int, on_rejected: Callable[[Rejected], None
     for path in sorted(candidates, key=lambda path: (steps[path] is not None, -(steps[path] or 0), path.name != LAST)):
         try:
             state = load_checkpoint(path, phase)
+            if run_id is not None and state.run_id != run_id:
+                raise CheckpointError(f"{path}: belongs to another run ({state.run_id} instead of {run_id})")
         except CheckpointError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise
@@ -162,14 +181,16 @@ def find_newest(folder: Path, phase: int, on_rejected: Callable[[Rejected], None
     return None
 
 
-def find_best(folder: Path, phase: int, on_rejected: Callable[[Rejected], None]) -> TrainingState:
+def find_best(
+    folder: Path, phase: int, on_rejected: Callable[[Rejected], None], run_id: str | None = None
+) -> TrainingState:
     """The state with the lowest validation loss; where its file is damaged, the newest usable one."""
-    newest = find_newest(folder, phase, on_rejected)
+    newest = find_newest(folder, phase, on_rejected, run_id)
     if newest is None:
         raise CheckpointError(f"{folder}: phase {phase} has left no checkpoint to start from. Run phase {phase} first")
     with contextlib.suppress(CheckpointError):
         best = load_checkpoint(folder / BEST, phase)
-        if best.global_step == newest.best_step:
+        if (best.run_id, best.global_step) == (newest.run_id, newest.best_step):
             return best
     for path in folder.glob(_GENERATIONS):
         if _step_of(path) == newest.best_step:
@@ -190,10 +211,42 @@ def set_aside(path: Path, suffix: str) -> Path:
     return target
 
 
-def set_aside_newer(folder: Path, step: int) -> list[Path]:
-    """Set aside what is newer than `step`: a person has chosen to go on from there."""
-    paths = (folder / LAST, *folder.glob(_GENERATIONS), folder / BEST)
-    return [set_aside(path, ".superseded") for path in paths if (_step_of(path) or 0) > step]
+def set_aside_newer(folder: Path, step: int, run_id: str) -> list[Path]:
+    """Set aside what is newer than `step` or of another run: a person has chosen to go on from there."""
+    positions = {path: position_of(path) for path in (folder / LAST, *folder.glob(_GENERATIONS), folder / BEST)}
+    return [
+        set_aside(path, ".superseded")
+        for path, position in positions.items()
+        if position is not None and (position[0] != run_id or position[2] > step)
+    ]
+
+
+def note_run(path: Path, run_id: str) -> None:
+    """Write down which run the checkpoints beside `path` belong to, so that those of another are recognised."""
+    if noted_run(path) != run_id:
+        make_folder(path.parent)
+        with contextlib.suppress(OSError):  # on a full disk there is one check less; saving has its own say about it
+            write_json(path, {"run_id": run_id})
+
+
+def noted_run(path: Path) -> str | None:
+    """The run that was written down; None where nothing readable was."""
+    try:
+        return str(json.loads(path.read_bytes())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Raise `VolumeError` unless two checkpoints of `num_bytes` fit: the valid one and the one being written."""
+    num_missing = 1 if (folder / LAST).exists() else 2
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free
+    if free < num_missing * num_bytes:
+        raise VolumeError(
+            f"{folder}: {free / 1e6:,.0f} MB are free, and {num_missing * num_bytes / 1e6:,.0f} MB are needed: "
+            f"two checkpoints must fit, each {num_bytes / 1e6:,.0f} MB. Make room on this disk; nothing is lost"
+        )
 
 
 def _state_from(values: Any) -> TrainingState:
@@ -202,14 +255,6 @@ def _state_from(values: Any) -> TrainingState:
         missing = sorted(names - set(values)) if isinstance(values, dict) else ["everything"]
         raise ValueError(f"fields are missing: {', '.join(missing)}")
     return TrainingState(**{name: values[name] for name in names})
-
-
-def _check_archive(path: Path) -> None:
-    """Check the CRC of every record, which `torch.load` does not do. 0.2 s for 283 MB. Raises on any damage."""
-    with zipfile.ZipFile(path) as archive:
-        bad = archive.testzip()
-    if bad is not None:
-        raise ValueError(f"the checksum of its record {bad} is wrong")
 
 
 def position_of(path: Path) -> tuple[str, int, int] | None:
@@ -232,5 +277,4 @@ def _prune(folder: Path, keep: int) -> None:
     """Remove the oldest generations, `last_checkpoint.pt` counting as one of `keep`."""
     generations = sorted(folder.glob(_GENERATIONS))
     for path in generations[: max(0, len(generations) - (keep - 1))]:
-        path.unlink(missing_ok=True)
-    fsync_folder(folder)
+        remove(path)  # where it comes back after a power cut, it is an older checkpoint more

@@ -1,22 +1,32 @@
-"""Signals and power cuts: being asked to stop, and noticing afterwards that nobody asked."""
+"""Signals, power cuts and deaths: being asked to stop, and noticing afterwards that nobody asked."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from svitlo.durability.files import write_json
+from svitlo.durability.machine import boot_id, memory_limit, oom_kills
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+MOST_DEATHS = 3
+"""A trainer that died so often in a row at the same step does not try again by itself."""
+_SECONDS_TO_BE_RESTARTED = 120.0
+"""The engine starts a container again after a minute at most."""
 
 
-class Interrupted(Exception):  # noqa: N818 — not an error: somebody asked
-    """Raised where work stops because of a signal, after what had to be saved was saved."""
+class Interrupted(BaseException):
+    """Raised where work stops because of a signal, after what had to be saved was saved.
+
+    Not an `Exception`: code that takes any error for a damaged file must not take this for one.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -32,6 +42,7 @@ class Interruption:
     def __init__(self) -> None:
         self.requested = False
         self._signal_number: int = signal.SIGTERM
+        self._stops_at_once = False
         # A pipe and not threading.Event: the handler may run while the main thread is inside Event.wait, and hang.
         self._reader, self._writer = os.pipe()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -42,50 +53,148 @@ class Interruption:
             self._signal_number = number
             self.requested = True
             os.write(self._writer, b"!")
+            if self._stops_at_once:
+                raise self.error
 
     @property
     def error(self) -> Interrupted:
         """The exception to raise once everything is safe."""
         return Interrupted(self._signal_number)
 
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal has arrived."""
+        if self.requested:
+            raise self.error
+
     def wait(self, seconds: float) -> None:
         """Sleep. Raises `Interrupted` as soon as a signal arrives."""
-        readable, _, _ = select.select([self._reader], [], [], seconds)
-        if readable:
-            raise self.error
+        select.select([self._reader], [], [], seconds)
+        self.check()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For long work that can be thrown away: a signal raises `Interrupted` in the middle of it."""
+        self._stops_at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._stops_at_once = False
+            self.check()  # also where something has swallowed the exception or made another one of it
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What the last trainer left behind, besides its record."""
+
+    phase: int = 0
+    step: int = 0
+    """The last optimizer step that it finished, in which phase; 0 where it finished none."""
+    was_waiting: bool = False
+    """It was waiting for data: nothing to die of."""
+    seconds_silent: float | None = None
+    """Since its last sign of life; None where the machine was started anew since."""
+    memory_bytes: int | None = None
+    """What it used then."""
+    oom_kills: int | None = None
+    """The machine's count then."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the last trainer ended, where nothing orderly did."""
+
+    cause: str
+    """In words."""
+    deaths: int = 0
+    """So many in a row, this one included, since the machine was started, none of which got any further: not beyond
+    step `step` of phase `phase`. A power cut is none."""
+    phase: int = 0
+    step: int = 0
+
+    @property
+    def place(self) -> str:
+        return f"at step {self.step:,} of phase {self.phase}" if self.phase else "before the first step"
 
 
 class ProcessRecord:
-    """A file that says whether the last trainer ended by itself, so that the next one can tell when it did not."""
+    """A file that says whether the last trainer ended by itself, so that the next one can tell when it did not.
 
-    def __init__(self, path: Path) -> None:
+    Never raises `OSError`: on a full disk a death may go unnoticed, and training goes on.
+    """
+
+    def __init__(self, path: Path, watchdog_seconds: float) -> None:
+        """`watchdog_seconds`: after so long without progress the watchdog ends a trainer."""
         self._path = path
+        self._watchdog_seconds = watchdog_seconds
+        self._content: dict[str, Any] = {}
 
-    def begin(self) -> str | None:
-        """Note that this process runs. Returns in words what ended the last one, if nothing orderly did."""
-        before = self._read()
-        boot_id = _read_boot_id()
-        write_json(self._path, {"state": "running", "boot_id": boot_id, "pid": os.getpid()})
-        if before.get("state") != "running":
-            return None
-        if before.get("boot_id") != boot_id:
-            return "a power cut or a restart of the machine"
-        return "a kill (or the end of its container) without warning"
+    def begin(self, traces: Traces) -> Ending | None:
+        """Note that this process runs. Returns what ended the last one, if nothing orderly did."""
+        ending = self._ending(traces)
+        self._write(
+            state="running",
+            pid=os.getpid(),
+            oom_kills=oom_kills(),
+            memory_limit=memory_limit(),
+            deaths={"number": ending.deaths, "phase": ending.phase, "step": ending.step} if ending else None,
+        )
+        return ending
 
     def end(self, how: str) -> None:
-        """Note that this process ends in an orderly way."""
-        write_json(self._path, {"state": "ended", "how": how, "boot_id": _read_boot_id()})
+        """Note that this process ends in an orderly way: deaths are no longer in a row."""
+        self._write(state="ended", how=how)
 
-    def _read(self) -> dict[str, Any]:
+    def fail(self, error: Exception) -> None:
+        """Note the error that this process dies of: something that nobody has foreseen."""
+        reason = (str(error).splitlines() or [""])[0][:200]
+        self._write(**{**self._content, "error": f"{type(error).__name__}: {reason}".removesuffix(": ")})
+
+    def _ending(self, traces: Traces) -> Ending | None:
         try:
-            value = json.loads(self._path.read_text(encoding="utf-8"))
+            before = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError):
-            return {}
-        return value if isinstance(value, dict) else {}
+            before = None
+        if not isinstance(before, dict):  # empty or zeros: the power failed while it was being written
+            return Ending("a power cut or a restart of the machine")
+        if before.get("state") != "running":
+            return None
+        if before.get("boot_id") != boot_id():
+            return Ending("a power cut or a restart of the machine")
+        cause = self._cause(before, traces)
+        if traces.was_waiting:
+            return Ending(cause)
+        known = before.get("deaths") or {"number": 0, "phase": 0, "step": 0}
+        furthest = known["phase"], known["step"]
+        reached = traces.phase, traces.step
+        if reached > furthest:
+            return Ending(cause, 1, *reached)
+        return Ending(cause, known["number"] + 1, *furthest)
+
+    def _cause(self, before: dict[str, Any], traces: Traces) -> str:
+        if before.get("error"):
+            return f"an error, {before['error']} (the log has the traceback)"
+        known = [count for count in (before.get("oom_kills"), traces.oom_kills) if count is not None]
+        now = oom_kills()
+        if known and now is not None and now > max(known):
+            memory = _memory_in_words(traces.memory_bytes, before.get("memory_limit"))
+            return f"the kernel, probably because memory ran out ({memory})"
+        silent = traces.seconds_silent
+        if silent is not None and 0 <= silent - self._watchdog_seconds <= _SECONDS_TO_BE_RESTARTED:
+            return (
+                f"its watchdog, probably: it gave no sign of life for {silent:,.0f} s (the log has the stacks of all "
+                f"threads)"
+            )
+        return "a kill (or the end of its container) without warning"
+
+    def _write(self, **content: Any) -> None:
+        self._content = {**content, "boot_id": boot_id()}
+        with contextlib.suppress(OSError):
+            write_json(self._path, self._content)
 
 
-def _read_boot_id() -> str:
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return "unknown"
+def _memory_in_words(used: int | None, limit: int | None) -> str:
+    last = "what it used is not known" if used is None else f"it last used {used / 1e6:,.0f} MB"
+    return f"{last}; its limit is {limit / 1e6:,.0f} MB" if limit else f"{last}; it has no limit of its own"

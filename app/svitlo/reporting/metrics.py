@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any, BinaryIO
 
 from svitlo.durability.files import fsync_file, open_for_append, truncate_durably, write_durably
 from svitlo.reporting.lines import parse_json_line, read_json_lines
+
+_TAIL_BYTES = 1 << 18
+"""More than the lines of one evaluation with its samples: the last step is in there."""
 
 CLOCK_FIELDS = ("time", "seconds", "tokens_per_second")
 """What depends on the clock and not on the run: left out when two runs are compared."""
@@ -103,6 +107,21 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All records, oldest first. Torn lines are skipped; a missing file holds none."""
     return [record for record in read_json_lines(path) if "kind" in record]
+
+
+def last_step(path: Path) -> tuple[int, int]:
+    """Phase and number of the last step in the file, without reading all of it; (0, 0) where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return 0, 0
+    for line in reversed(lines):
+        record = parse_json_line(line)
+        if record is not None and record.get("kind") == "step":
+            return int(record["phase"]), int(record["step"])
+    return 0, 0
 
 
 def comparable(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

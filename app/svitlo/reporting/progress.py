@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import math
 import time
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from svitlo.config import ReportingConfig
+from svitlo.durability.interruption import Ending, Traces
 from svitlo.reporting.events import EventLog, now_as_text, print_line
-from svitlo.reporting.metrics import MetricsLog, read_metrics
-from svitlo.reporting.status import Status, duration, progress_line, set_health, write_status
+from svitlo.reporting.metrics import MetricsLog, last_step, read_metrics
+from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -23,6 +25,22 @@ _RECENT_STEPS = 50
 """Speed and time left are averages over so many steps."""
 _STATUS_EVERY_SECONDS = 20.0
 """The status is written at least so often, or it would be taken for that of a dead process."""
+
+
+def traces_of_the_last(volumes: Volumes) -> Traces:
+    """What the trainer before this one left behind. To be read before this one reports anything."""
+    status = read_status(volumes.status)
+    phase, step = last_step(volumes.metrics)
+    if status is None:
+        return Traces(phase, step)
+    return Traces(
+        phase=phase,
+        step=step,
+        was_waiting=status.state == "waiting for data",
+        seconds_silent=status.age_seconds,
+        memory_bytes=status.memory_bytes,
+        oom_kills=status.oom_kills if status.age_seconds is not None else None,
+    )
 
 
 class Progress:
@@ -46,10 +64,13 @@ class Progress:
 
     # --- the life of the process -------------------------------------------------------------------------------------
 
-    def started(self, cut_off_by: str | None) -> None:
-        """The process has begun; `cut_off_by` is what ended the last one, if nothing orderly did."""
-        if cut_off_by is not None:
-            self._events.record("cut off", f"the last trainer was ended by {cut_off_by}")
+    def started(self, ending: Ending | None) -> None:
+        """The process has begun; `ending` is what ended the last one, if nothing orderly did."""
+        if ending is not None:
+            in_a_row = f" ({ending.deaths} times in a row {ending.place})" if ending.deaths > 1 else ""
+            self._events.record(
+                "cut off", f"the last trainer was ended by {ending.cause}{in_a_row}", deaths=ending.deaths
+            )
         self._events.record("started", "trainer started")
         self._write(state="starting")
         set_health(True, "starting")
@@ -79,6 +100,10 @@ class Progress:
         """A signal ended the work."""
         self._write(state="stopped", message=reason)
         self._events.record("stopped", reason)
+
+    def gave_up(self, reason: str) -> None:
+        """It has died so often that it does not try again by itself."""
+        self._quiet_events.record("gave up", reason)  # the command line says it
 
     def exporting(self) -> None:
         """The model is about to be written in the field's formats."""
@@ -191,7 +216,6 @@ class Progress:
             num_steps=num_steps,
             epoch=state.epoch + 1,
             max_epochs=max_epochs,
-            memory_bytes=self._process.memory_info().rss,
         )
         if self._recent:
             self._status["tokens_per_second"] = tokens / seconds
@@ -266,11 +290,13 @@ class Progress:
     def save_failed(self, state: TrainingState, error: BaseException) -> None:
         """A checkpoint could not be written; the older one is untouched and training goes on."""
         reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
+        folder = self._volumes.root / "checkpoints"
+        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        remedy = f"Make room in {folder}" if is_full else f"Is the disk in order that holds {folder}?"
         self._events.record(
             "save failed",
             f"step {state.global_step:,} of phase {state.phase} could not be saved ({reason}). The last good "
-            f"checkpoint is untouched; training goes on and saves again later. Make room in "
-            f"{self._volumes.root / 'checkpoints'}",
+            f"checkpoint is untouched; training goes on and saves again later. {remedy}",
             phase=state.phase,
             step=state.global_step,
             reason=reason,
@@ -292,6 +318,7 @@ class Progress:
         if fields and "message" not in fields:
             self._status.pop("message", None)
         self._written_at = time.monotonic()
+        self._status["memory_bytes"] = self._process.memory_info().rss
         if self._saved_at is not None:
             self._status["checkpoint_age_seconds"] = time.monotonic() - self._saved_at
         write_status(self._volumes.status, **self._status)

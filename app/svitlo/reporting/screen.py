@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svitlo.data.shards import DataNotReady, load_manifest
+from svitlo.durability.machine import boot_id, boot_seconds
 from svitlo.errors import SvitloError
 from svitlo.reporting.events import read_events
 from svitlo.reporting.lines import parse_json_line
@@ -21,8 +22,6 @@ from svitlo.reporting.status import (
     RUNNING_STATES,
     STALE_SECONDS,
     Status,
-    boot_id,
-    boot_seconds,
     duration,
     file_size,
     read_status,

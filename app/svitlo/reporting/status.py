@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import json
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from svitlo.durability.files import write_durably, write_json
+from svitlo.durability.machine import boot_id, boot_seconds, oom_kills
 from svitlo.reporting.events import now_as_text
 
 RUNNING_STATES = ("waiting for data", "starting", "training", "evaluating", "saving", "exporting")
@@ -61,6 +61,8 @@ class Status:
     """Why the last attempt to save failed; empty when it succeeded."""
     memory_bytes: int | None = None
     """Resident memory of the trainer."""
+    oom_kills: int | None = None
+    """Processes that the kernel has killed for want of memory: if it is more later, that may be how this one ended."""
     run_id: str | None = None
     pid: int | None = None
     updated: str = ""
@@ -94,12 +96,21 @@ def write_status(path: Path, **fields: Any) -> None:
     disk the old status stays, and its age shows it.
     """
     fields.setdefault("pid", os.getpid())
-    fields.update(updated=now_as_text(), boot_id=boot_id(), boot_seconds=boot_seconds())
+    fields.update(updated=now_as_text(), boot_id=boot_id(), boot_seconds=boot_seconds(), oom_kills=oom_kills())
     status = Status(**fields)
     if status.state not in STATES:
         raise ValueError(f"state {status.state!r} is none of {', '.join(STATES)}")
     with contextlib.suppress(OSError):
         write_json(path, dataclasses.asdict(status), fsync=False)
+
+
+def ensure_complete(path: Path, message: str) -> None:
+    """Say that the run is complete, where the power failed just before that was said."""
+    status = read_status(path)
+    if status is not None and status.state == "complete":
+        return
+    kept = () if status is None else ("phase", "step", "num_steps", "best_loss", "run_id")
+    write_status(path, state="complete", message=message, **{name: getattr(status, name) for name in kept})
 
 
 def read_status(path: Path) -> Status | None:
@@ -167,16 +178,3 @@ def file_size(num_bytes: float) -> str:
             value = num_bytes / size
             return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
     return f"{num_bytes:,.0f} bytes"
-
-
-def boot_id() -> str:
-    """The kernel's name for this boot of the machine, the same in every container; empty where there is none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def boot_seconds() -> float:
-    """Seconds since the machine was started, sleep included; never jumps, whatever happens to the clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

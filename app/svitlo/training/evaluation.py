@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from transformers import GPT2LMHeadModel
 
 from svitlo.training.batches import IGNORED, Batches, MicroBatch
 from svitlo.training.loss import head_loss
-from svitlo.training.model import embedded
+from svitlo.training.model import GPT2, embedded
 
 
 def hidden_states(
-    model: GPT2LMHeadModel, embeddings: torch.Tensor, batch: MicroBatch, precision: str
+    model: GPT2, embeddings: torch.Tensor, batch: MicroBatch, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the head needs: the last hidden states where there is loss [positions, width], and their targets."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        hidden = model.transformer(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        hidden = model.transformer(embeddings)
     has_loss = batch.targets != IGNORED
     if bool(has_loss.all()):
         return hidden.flatten(0, 1), batch.targets.flatten()
@@ -25,7 +24,7 @@ def hidden_states(
 
 
 def validation_loss(
-    model: GPT2LMHeadModel,
+    model: GPT2,
     batches: Batches,
     max_sequences: int | None,
     precision: str,

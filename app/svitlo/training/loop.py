@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GPT2LMHeadModel
 
 from svitlo.config import CheckpointConfig, Phase2Config
 from svitlo.durability.checkpoints import TrainingState, mark_best, save_checkpoint
@@ -21,7 +20,7 @@ from svitlo.reporting.progress import Progress
 from svitlo.training.batches import IGNORED, Batches, MicroBatch
 from svitlo.training.evaluation import hidden_states, validation_loss
 from svitlo.training.loss import Head, VocabularySampler
-from svitlo.training.model import add_embedding_gradient, embedded
+from svitlo.training.model import GPT2, add_embedding_gradient, embedded
 from svitlo.training.numerics import seed_for
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.schedule import learning_rate_fraction
@@ -30,12 +29,16 @@ _SECONDS_BEFORE_SAVING_AGAIN = 30.0
 
 
 class SaveSchedule:
-    """When the next periodic save is due: as early as configured, later where saving is slow."""
+    """When the next periodic save is due: as early as configured, later where saving is slow.
+
+    Asked after each step. It looks one step ahead, because a power cut at the end of the next step would take that step
+    too: with steps of 6 s and an interval of 60 s, the save comes after 54 to 60 s.
+    """
 
     def __init__(self, config: CheckpointConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._clock = clock
-        self._saved_at = clock()
+        self._saved_at = self._asked_at = clock()
         self._cost = 0.0
         self._step = -1
 
@@ -47,11 +50,15 @@ class SaveSchedule:
     def is_due(self, step: int) -> bool:
         every = self._config.save_every_n_steps
         is_milestone = every is not None and step % every == 0 and step != self._step
-        return is_milestone or self._clock() - self._saved_at >= self.interval
+        now = self._clock()
+        seconds_of_a_step, self._asked_at = now - self._asked_at, now
+        seconds = now - self._saved_at
+        is_affordable = seconds >= self._cost / self._config.max_cost
+        return is_milestone or (is_affordable and seconds + seconds_of_a_step > self._config.save_every_seconds)
 
     def saved(self, step: int, seconds: float) -> None:
         """Note that a save (or the attempt) has just ended and what it cost."""
-        self._saved_at = self._clock()
+        self._saved_at = self._asked_at = self._clock()
         self._cost = max(seconds, (self._cost + seconds) / 2)  # one fast save does not make the disk fast
         self._step = step
 
@@ -61,7 +68,7 @@ class PhaseRun:
     """What the loop works with."""
 
     state: TrainingState
-    model: GPT2LMHeadModel
+    model: GPT2
     optimizer: PhaseOptimizer
     sampler: VocabularySampler
     train: Batches
@@ -70,7 +77,7 @@ class PhaseRun:
     folder: Path
     interruption: Interruption
     progress: Progress
-    write_samples: Callable[[GPT2LMHeadModel], list[tuple[str, str]]]
+    write_samples: Callable[[GPT2], list[tuple[str, str]]]
 
     @property
     def precision(self) -> str:
@@ -102,8 +109,8 @@ def train_phase(run: PhaseRun) -> None:
             save_at_any_price(run, schedule)
             evaluate(run)
             state.finished = reason_to_finish(run)
-        elif train_step(run) and schedule.is_due(state.global_step):
-            save(run, schedule)
+        elif train_step(run) and schedule.is_due(state.global_step) and not is_evaluation_due(run):
+            save(run, schedule)  # before an evaluation the state is saved anyway
         run.progress.update(state, run.num_steps, run.config.training.max_epochs)
     save_at_any_price(run, schedule)
 
@@ -209,7 +216,8 @@ def evaluate(run: PhaseRun) -> None:
         state.best_loss, state.best_step = loss, state.global_step
     state.evaluations_without_improvement = 0 if improved else state.evaluations_without_improvement + 1
     state.last_evaluated_step = state.global_step
-    samples = run.write_samples(run.model)
+    with run.interruption.at_once():  # the state was saved before the evaluation
+        samples = run.write_samples(run.model)
     state.training_seconds += time.perf_counter() - start
     verdict = "the best so far" if is_best else f"best is {state.best_loss:.4f} at step {state.best_step:,}"
     run.progress.evaluated(state, loss, is_best, "the last is kept" if keeps_last else verdict, samples)

@@ -77,7 +77,7 @@ class Head:
     Nothing here goes through autograd: the caller goes on with `hidden.backward(gradient)`.
     """
 
-    def __init__(self, weight: torch.nn.Parameter, sample: VocabularySample | None = None) -> None:
+    def __init__(self, weight: Tensor, sample: VocabularySample | None = None) -> None:
         """`weight` [vocabulary, width]; `sample`: the part of the vocabulary to compute, or all of it."""
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)

@@ -1,44 +1,131 @@
-"""The model: Hugging Face's GPT-2, randomly initialised, with the embedding and the output head tied."""
+"""The model: GPT-2 (Radford et al., 2019), randomly initialised, with the embedding and the output head tied.
+
+Weights carry the names and shapes of Hugging Face's `GPT2LMHeadModel`, which opens them and gives the same logits; so a
+checkpoint is its state dict, too. It is written out here because importing transformers takes three times as long
+as importing torch, which after each power cut is the larger part of the way back to work.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch import Tensor, nn
+from torch.nn import functional
 
 from svitlo.config import ModelConfig
-from svitlo.data.shards import END_OF_TEXT
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
+_INITIAL_DEVIATION = 0.02
 
 
-def build_model(shape: ModelConfig, vocab_size: int, dropout: float = 0.0) -> GPT2LMHeadModel:
-    """A model with random weights from torch's current seed."""
-    config = GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=shape.positions,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        # The same function as `gelu_new`, computed by one fused kernel.
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        bos_token_id=END_OF_TEXT,
-        eos_token_id=END_OF_TEXT,
-        pad_token_id=vocab_size - 1 if vocab_size > END_OF_TEXT + 1 else None,
-        use_cache=True,
-    )
-    model = GPT2LMHeadModel(config)
-    model.set_attn_implementation("sdpa")
-    return model
+class Linear(nn.Module):
+    """A linear layer whose weight is stored [inputs, outputs], as in the original GPT-2."""
+
+    def __init__(self, inputs: int, outputs: int, deviation: float = _INITIAL_DEVIATION) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs).normal_(std=deviation))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[positions, inputs] → [positions, outputs]"""
+        return torch.addmm(self.bias, x, self.weight)
 
 
-def num_parameters(model: GPT2LMHeadModel) -> int:
+class Attention(nn.Module):
+    """Causal self-attention with queries, keys and values side by side in one matrix."""
+
+    def __init__(self, shape: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.c_attn = Linear(shape.width, 3 * shape.width)
+        self.c_proj = Linear(shape.width, shape.width, _INITIAL_DEVIATION / math.sqrt(2 * shape.layers))
+        self._heads = shape.heads
+        self._dropout = dropout
+
+    def forward(self, x: Tensor, sequences: int) -> Tensor:
+        """[sequences × length, width] → the same shape"""
+        positions, width = x.shape
+        qkv = self.c_attn(x).view(sequences, positions // sequences, 3, self._heads, width // self._heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [sequences, heads, length, width of a head]
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, dropout_p=self._dropout if self.training else 0.0
+        )
+        return self.c_proj(mixed.transpose(1, 2).reshape(positions, width))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Two linear layers, four times as wide in between."""
+
+    def __init__(self, shape: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(shape.width, 4 * shape.width)
+        self.c_proj = Linear(4 * shape.width, shape.width, _INITIAL_DEVIATION / math.sqrt(2 * shape.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[positions, width] → the same shape"""
+        # `gelu_new` under another name, computed by one kernel.
+        return self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One layer, normalised before each part."""
+
+    def __init__(self, shape: ModelConfig, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(shape.width)
+        self.attn = Attention(shape, dropout)
+        self.ln_2 = nn.LayerNorm(shape.width)
+        self.mlp = FeedForward(shape)
+        self._dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, sequences: int) -> Tensor:
+        """[sequences × length, width] → the same shape"""
+        x = x + self._dropout(self.attn(self.ln_1(x), sequences))
+        return x + self._dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Everything between the embedding of the tokens and the output head."""
+
+    def __init__(self, shape: ModelConfig, vocab_size: int, dropout: float) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocab_size, shape.width)
+        self.wpe = nn.Embedding(shape.positions, shape.width)
+        for embedding in (self.wte, self.wpe):
+            nn.init.normal_(embedding.weight, std=_INITIAL_DEVIATION)
+        self.h = nn.ModuleList(Block(shape, dropout) for _ in range(shape.layers))
+        self.ln_f = nn.LayerNorm(shape.width)
+        self._dropout = nn.Dropout(dropout)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embedded tokens [sequences, length, width] → last hidden states [sequences, length, width]."""
+        sequences, length, width = embeddings.shape
+        x = self._dropout(embeddings + self.wpe.weight[:length]).view(-1, width)
+        for block in self.h:
+            x = block(x, sequences)
+        return self.ln_f(x).view(sequences, length, width)  # type: ignore[no-any-return]
+
+
+class GPT2(nn.Module):
+    """The whole model."""
+
+    def __init__(self, shape: ModelConfig, vocab_size: int, dropout: float = 0.0) -> None:
+        """Random weights from torch's current seed."""
+        super().__init__()
+        self.shape = shape
+        self.vocab_size = vocab_size
+        self.transformer = Transformer(shape, vocab_size, dropout)
+        self.lm_head = nn.Linear(shape.width, vocab_size, bias=False, device="meta")  # no memory, no random numbers
+        self.lm_head.weight = self.transformer.wte.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids [sequences, length] → logits [sequences, length, vocabulary]."""
+        return self.lm_head(self.transformer(self.transformer.wte(tokens)))  # type: ignore[no-any-return]
+
+
+def num_parameters(model: nn.Module) -> int:
     """Trainable numbers; the tied embedding counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -54,16 +141,15 @@ def grow_vocabulary(state_dict: dict[str, Any], vocab_size: int) -> dict[str, An
     return {**state_dict, EMBEDDING: grown, HEAD: grown}
 
 
-def embedded(model: GPT2LMHeadModel, tokens: Tensor) -> Tensor:
+def embedded(model: GPT2, tokens: Tensor) -> Tensor:
     """The embeddings of `tokens` as a leaf of the graph, so that only these rows get a gradient.
 
     torch's own backward pass of an embedding fills a matrix as large as the vocabulary for each micro-batch.
     """
-    rows = torch.nn.functional.embedding(tokens, model.transformer.wte.weight.detach())
-    return rows.requires_grad_()
+    return functional.embedding(tokens, model.transformer.wte.weight.detach()).requires_grad_()
 
 
-def add_embedding_gradient(model: GPT2LMHeadModel, tokens: Tensor, rows: Tensor) -> None:
+def add_embedding_gradient(model: GPT2, tokens: Tensor, rows: Tensor) -> None:
     """Add the gradient of `embedded`'s result to that of the embedding matrix."""
     weight = model.transformer.wte.weight
     assert weight.grad is not None

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPT2LMHeadModel
 
 from svitlo.config import TrainingConfig
+from svitlo.training.model import GPT2
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: singular values between 0.01 and 1 end between 0.7 and 1.2."""
@@ -75,7 +75,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 class PhaseOptimizer:
     """One optimizer to the loop, one or two inside: AdamW and, if configured, Muon."""
 
-    def __init__(self, model: GPT2LMHeadModel, config: TrainingConfig) -> None:
+    def __init__(self, model: GPT2, config: TrainingConfig) -> None:
         """Norms and biases are not decayed: they have no scale to keep small."""
         blocks = {id(p) for p in model.transformer.h.parameters() if p.ndim == 2 and config.optimizer == "muon"}
         others = [p for p in model.parameters() if id(p) not in blocks]

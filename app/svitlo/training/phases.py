@@ -14,13 +14,18 @@ from pathlib import Path
 from svitlo.config import PHASE_FILES, Phase2Config, load_phase1_config, load_phase2_config
 from svitlo.data.shards import DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.durability.files import exclusive_lock, write_json
-from svitlo.durability.interruption import Interrupted, Interruption, ProcessRecord
+from svitlo.durability.interruption import MOST_DEATHS, Ending, Interrupted, Interruption, ProcessRecord
 from svitlo.errors import CheckpointError, ConfigError, SvitloError
-from svitlo.reporting.progress import Progress
+from svitlo.reporting.progress import Progress, traces_of_the_last
+from svitlo.reporting.status import ensure_complete
 from svitlo.training.identity import changes_since
 from svitlo.volumes import Volumes
 
 _SECONDS_BETWEEN_LOOKS = 5.0
+
+
+class KeepsDying(SvitloError):  # noqa: N818 — reads as what it says
+    """Trying again has not helped; a person has to look."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,25 @@ def train(request: Request, interruption: Interruption) -> str:
     }
     done = completion(volumes, configs)
     if done is not None and request.resume is None:
+        ensure_complete(volumes.status, done)
         return done
     with exclusive_lock(volumes.trainer_lock) as is_mine:
         if not is_mine:
             raise CheckpointError(
                 f"{volumes.trainer_lock}: another trainer works on these volumes. Stop it first, or wait for it"
             )
-        progress = Progress(volumes, configs[1].reporting)
-        record = ProcessRecord(volumes.trainer_state)
-        progress.started(record.begin())
+        reporting = configs[1].reporting
+        traces = traces_of_the_last(volumes)
+        progress = Progress(volumes, reporting)
+        record = ProcessRecord(volumes.trainer_state, reporting.stop_after_seconds_without_progress)
+        ending = record.begin(traces)
+        progress.started(ending)
         with _ending_noted(record, progress):
+            if ending is not None:
+                _give_up_if_it_keeps_dying(ending, progress)
             for phase in request.phases:
                 _run_phase(request, configs, phase, interruption, progress)
-            return _finish(volumes, configs, progress)
+            return _finish(volumes, configs, interruption, progress)
 
 
 def completion(volumes: Volumes, configs: dict[int, Phase2Config]) -> str | None:
@@ -92,10 +103,26 @@ def _ending_noted(record: ProcessRecord, progress: Progress) -> Iterator[None]:
     except SvitloError as error:
         record.end(str(error))
         raise
+    except Exception as error:
+        record.fail(error)
+        raise
     else:
         record.end("done")
     finally:
         progress.close()
+
+
+def _give_up_if_it_keeps_dying(ending: Ending, progress: Progress) -> None:
+    """Raise `KeepsDying` after three deaths at one step. It ends in an orderly way, so the next start tries anew."""
+    if ending.deaths < MOST_DEATHS:
+        return
+    reason = (
+        f"the trainer has died {ending.deaths} times in a row {ending.place} and never got any further; the last time "
+        f"it was ended by {ending.cause}. All checkpoints are kept. See the log (`make logs`) and the machine's memory "
+        f"(TRAINER_MEMORY in .env), then start it again, and it tries anew: `docker compose restart trainer`"
+    )
+    progress.gave_up(reason)
+    raise KeepsDying(reason)
 
 
 def _run_phase(
@@ -103,21 +130,22 @@ def _run_phase(
 ) -> None:
     volumes, config = request.volumes, configs[phase]
     manifest = _wait_for_data(volumes, phase, interruption, progress)
-    verify_shards(volumes.data(phase), manifest)
+    with interruption.at_once():
+        verify_shards(volumes.data(phase), manifest)
     # torch only now: a trainer that waits for its data stays small.
     from svitlo.training import setup
 
-    if interruption.requested:  # the import takes seconds
-        raise interruption.error
-    run = setup.prepare_phase(
-        volumes=volumes,
-        config=config,
-        phase=phase,
-        manifest=manifest,
-        resume=request.resume if request.resume and setup.phase_of(request.resume) == phase else None,
-        interruption=interruption,
-        progress=progress,
-    )
+    interruption.check()  # the import takes seconds
+    with interruption.at_once():  # nothing to save yet
+        run = setup.prepare_phase(
+            volumes=volumes,
+            config=config,
+            phase=phase,
+            manifest=manifest,
+            resume=request.resume if request.resume and setup.phase_of(request.resume) == phase else None,
+            interruption=interruption,
+            progress=progress,
+        )
     if run is None:
         return
     from svitlo.training.loop import train_phase
@@ -137,12 +165,14 @@ def _wait_for_data(volumes: Volumes, phase: int, interruption: Interruption, pro
             volumes.require("data")
 
 
-def _finish(volumes: Volumes, configs: dict[int, Phase2Config], progress: Progress) -> str:
+def _finish(volumes: Volumes, configs: dict[int, Phase2Config], interruption: Interruption, progress: Progress) -> str:
     """Export the model, and note that the run is complete once both phases are."""
     from svitlo.export import export_model
 
+    interruption.check()
     progress.exporting()
-    export_model(volumes)
+    with interruption.at_once():
+        export_model(volumes)
     from svitlo.training.setup import finished_phases
 
     finished = finished_phases(volumes)

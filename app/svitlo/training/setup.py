@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import GPT2LMHeadModel
 
 from svitlo.config import PHASE_FILES, ModelConfig, Phase1Config, Phase2Config
 from svitlo.data.shards import ConversationSet, Manifest, TokenStream
@@ -18,6 +17,9 @@ from svitlo.durability.checkpoints import (
     find_best,
     find_newest,
     load_checkpoint,
+    note_run,
+    noted_run,
+    require_room,
     set_aside_newer,
 )
 from svitlo.durability.files import digest_of
@@ -30,7 +32,7 @@ from svitlo.training.batches import Batches, ConversationBatches, TextBatches
 from svitlo.training.identity import changes_since, differences
 from svitlo.training.loop import PhaseRun, planned_steps
 from svitlo.training.loss import VocabularySampler
-from svitlo.training.model import build_model, grow_vocabulary
+from svitlo.training.model import GPT2, grow_vocabulary, num_parameters
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.volumes import Volumes
 
@@ -67,9 +69,9 @@ def prepare_phase(
     state: TrainingState | None
     if resume is not None:
         state = load_checkpoint(resume, phase)
-        set_aside_newer(folder, state.global_step)
+        set_aside_newer(folder, state.global_step, state.run_id)
     else:
-        state = find_newest(folder, phase, on_rejected)
+        state = find_newest(folder, phase, on_rejected, noted_run(volumes.run_record))
     if state is None:
         state = _fresh_state(volumes, config, phase, manifest, on_rejected)
         is_resumed = False
@@ -81,14 +83,14 @@ def prepare_phase(
                 f"{state.global_step:,}. Set it to true to go on, or move the run aside with `make new-run`"
             )
         is_resumed = True
+    note_run(volumes.run_record, state.run_id)
     if state.finished:
         return None
+    require_room(folder, _checkpoint_size(state))
 
     shape = ModelConfig(**state.model)
-    model = build_model(shape, state.vocab_size, config.training.dropout)
+    model = GPT2(shape, state.vocab_size, config.training.dropout)
     model.load_state_dict(state.model_state_dict)
-    # Padding stands on the right, where nothing looks; knowing its number, transformers would only ask for a mask.
-    model.config.pad_token_id = None
     optimizer = PhaseOptimizer(model, config.training)
     if state.optimizer_state_dict:
         optimizer.load_state_dict(state.optimizer_state_dict)
@@ -97,7 +99,7 @@ def prepare_phase(
     if is_resumed:
         progress.resumed(state, num_steps, train.steps_per_epoch)
     else:
-        progress.began(state, num_steps, sum(parameter.numel() for parameter in model.parameters()))
+        progress.began(state, num_steps, num_parameters(model))
     return PhaseRun(
         state=state,
         model=model,
@@ -127,9 +129,9 @@ def _fresh_state(
         shape, vocab_size = config.model, manifest.vocab_size
         run_id = uuid.uuid4().hex[:12]
         torch.manual_seed(numerics.seed_for("weights", config.training.seed))
-        weights = build_model(shape, vocab_size).state_dict()
+        weights = GPT2(shape, vocab_size).state_dict()
     else:
-        before = find_best(volumes.checkpoints(1), 1, on_rejected)
+        before = find_best(volumes.checkpoints(1), 1, on_rejected, noted_run(volumes.run_record))
         shape, vocab_size, run_id = ModelConfig(**before.model), before.vocab_size + 1, before.run_id
         weights = grow_vocabulary(before.model_state_dict, vocab_size)
     return TrainingState(
@@ -143,6 +145,15 @@ def _fresh_state(
         run_id=run_id,
         model_state_dict=weights,
     )
+
+
+def _checkpoint_size(state: TrainingState) -> int:
+    """About how many bytes a checkpoint has: the weights (tied ones once) and two moments for each."""
+    sizes: dict[int, int] = {}
+    for weights in state.model_state_dict.values():
+        storage = weights.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+    return 3 * sum(sizes.values())
 
 
 def _refuse_another_run(
@@ -192,11 +203,11 @@ def _batches(
     return batches
 
 
-def _sample_writer(config: Phase2Config, phase: int) -> Callable[[GPT2LMHeadModel], list[tuple[str, str]]]:
+def _sample_writer(config: Phase2Config, phase: int) -> Callable[[GPT2], list[tuple[str, str]]]:
     tokenizer = Tokenizer()
     reporting = config.reporting
 
-    def write_samples(model: GPT2LMHeadModel) -> list[tuple[str, str]]:
+    def write_samples(model: GPT2) -> list[tuple[str, str]]:
         return [
             (prompt, complete(model, tokenizer, prompt, phase, reporting.sample_tokens))
             for prompt in (reporting.sample_prompts if reporting.sample_tokens else [])

@@ -1,0 +1,58 @@
+"""What the kernel says about the machine: which boot this is, how long it has been up, memory that ran out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 2**60
+"""Version 1 of control groups writes a number like this where there is none."""
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot of the machine, the same in every container; empty where there is none."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def boot_seconds() -> float:
+    """Seconds since the machine was started, sleep included; never jumps, whatever happens to the clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def oom_kills() -> int | None:
+    """Processes that the kernel has killed since boot because memory ran out, on the whole machine.
+
+    Containers see this number too, and it outlives them; a container's own counter is gone with it.
+    """
+    try:
+        with open(_PROC / "vmstat", encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def memory_limit() -> int | None:
+    """Bytes that this process's container (control group) may use; None where there is no limit."""
+    try:
+        groups = (_PROC / "self/cgroup").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return None
+    candidates = [_CGROUPS / "memory.max", _CGROUPS / "memory" / "memory.limit_in_bytes"]
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            candidates.append(_CGROUPS / path.lstrip("/") / "memory.max")
+        elif "memory" in controllers.split(","):
+            candidates.append(_CGROUPS / "memory" / path.lstrip("/") / "memory.limit_in_bytes")
+    limits = []
+    for file in candidates:
+        try:
+            limits.append(int(file.read_text(encoding="ascii")))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min((limit for limit in limits if limit < _NO_LIMIT), default=None)

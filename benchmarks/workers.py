@@ -1,0 +1,314 @@
+"""A process that trains one optimizer step at a time, on command: Svitlo's own loop, or the Hugging Face Trainer.
+
+Two trainers on a shared machine can only be compared when the same noise hits both, so the benchmarks let them take
+turns, a step each. A worker reads commands from standard input, one a line, and answers each with one line of JSON:
+
+    step        → {"seconds": …, "tokens": …}                 one optimizer step; tokens without padding
+    evaluate    → {"loss": …, "perplexity": …}                exact full softmax on the same validation data for all
+    quit
+
+    python -m benchmarks.workers '{"kind": "svitlo", "volumes": "volumes", "phase": 1, "num_steps": 100}'
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker trains, and how."""
+
+    kind: str
+    """`svitlo` or `trainer`."""
+    volumes: str
+    """Where prepared data is."""
+    num_steps: int
+    """The length that the learning-rate schedule is made for."""
+    phase: int = 1
+    threads: int = 2
+    precision: str = "fp32"
+    keeps_memory: bool = True
+    """Whether glibc is told to keep freed memory, as Svitlo does; for the Trainer it is a row of its own."""
+    seed: int = 1
+    validation_sequences: int = 100
+    start: str = ""
+    """Phase 2: a checkpoint of phase 1 to start from; empty: random weights."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """`svitlo`: values of the configuration's `training` section; `trainer`: arguments of `TrainingArguments`."""
+    head: dict[str, Any] = field(default_factory=dict)
+    """Values of the configuration's `head` section."""
+
+
+class Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, name: str, setup: Setup) -> None:
+        self.name = name
+        self.setup = setup
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        environment |= {"PYTHONPATH": f"{ROOT / 'app'}:{ROOT}", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.workers", json.dumps(asdict(setup))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
+        self._answer()  # ready
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """Send one command and wait for its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):  # the Trainer prints lines of its own
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise SystemExit(f"the worker {self.name} ended with code {self._process.wait()}")
+
+
+# --- the child's end -------------------------------------------------------------------------------------------------
+
+
+def _say(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def main() -> None:
+    """The worker process."""
+    setup = Setup(**json.loads(sys.argv[1]))
+    from svitlo.training import numerics
+
+    numerics.set_threads(setup.threads)
+    if setup.keeps_memory:
+        numerics.keep_freed_memory()
+    (_svitlo if setup.kind == "svitlo" else _trainer)(setup)
+
+
+def _data(setup: Setup, split: str, micro_batch: int, accumulation: int) -> Any:
+    from svitlo.data.shards import END_OF_TEXT, ConversationSet, TokenStream, load_manifest
+    from svitlo.training.batches import ConversationBatches, TextBatches
+    from svitlo.volumes import Volumes
+
+    folder = Volumes(Path(setup.volumes)).data(setup.phase)
+    manifest = load_manifest(folder)
+    if setup.phase == 1:
+        return TextBatches(TokenStream(folder, manifest, split), 256, micro_batch, accumulation, setup.seed)
+    conversations = ConversationSet(folder, manifest, split)
+    return ConversationBatches(conversations, END_OF_TEXT + 1, micro_batch, accumulation, setup.seed)
+
+
+def _fresh_model(setup: Setup) -> Any:
+    """The 6 × 320 model: random weights from the seed, or a checkpoint's, grown by the padding token in phase 2.
+
+    Svitlo's own class, or the same weights in transformers' class for the Trainer.
+    """
+    import torch
+
+    from svitlo.config import ModelConfig
+    from svitlo.data.shards import END_OF_TEXT
+    from svitlo.durability.checkpoints import load_checkpoint
+    from svitlo.training.model import GPT2, grow_vocabulary
+    from svitlo.training.numerics import seed_for
+
+    vocab_size = END_OF_TEXT + setup.phase
+    torch.manual_seed(seed_for("weights", setup.seed))
+    dropout = setup.training.get("dropout", 0.0)
+    model = GPT2(ModelConfig(), vocab_size, dropout)
+    if setup.start:
+        model.load_state_dict(grow_vocabulary(load_checkpoint(Path(setup.start)).model_state_dict, vocab_size))
+    if setup.kind == "svitlo":
+        return model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=256,
+            n_embd=320,
+            n_layer=6,
+            n_head=5,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+        )
+    )
+    theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+def _evaluate(setup: Setup, trained: Any) -> None:
+    from svitlo.config import ModelConfig
+    from svitlo.training.evaluation import validation_loss
+    from svitlo.training.model import GPT2
+
+    model = GPT2(ModelConfig(), trained.lm_head.weight.shape[0])
+    model.load_state_dict(trained.state_dict())
+    loss = validation_loss(
+        model, _data(setup, "validation", 4, 1), setup.validation_sequences, "fp32", on_batch=lambda: None
+    )
+    _say(loss=loss, perplexity=math.exp(loss))
+
+
+def _svitlo(setup: Setup) -> None:
+    """The functions of the real loop, with a progress that says nothing."""
+    from svitlo.config import Phase1Config
+    from svitlo.durability.checkpoints import TrainingState
+    from svitlo.durability.interruption import Interruption
+    from svitlo.training.loop import PhaseRun, train_step, warm_up
+    from svitlo.training.loss import VocabularySampler
+    from svitlo.training.optimizer import PhaseOptimizer
+
+    class Silent:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
+    config = Phase1Config.model_validate(
+        {"training": {**setup.training, "max_steps": setup.num_steps, "max_epochs": 1_000}, "head": setup.head}
+    )
+    model = _fresh_model(setup)
+    model.train()
+    training = config.training
+    train = _data(setup, "train", training.micro_batch, training.gradient_accumulation)
+    numbers = {"precision": setup.precision}
+    state = TrainingState(setup.phase, model.vocab_size, {}, {}, "", "", numbers, "")
+    run = PhaseRun(
+        state=state,
+        model=model,
+        optimizer=PhaseOptimizer(model, training),
+        sampler=VocabularySampler(train.target_counts(model.vocab_size), config.head.frequent, config.head.drawn),
+        train=train,
+        validation=train,
+        config=config,
+        folder=Path(),
+        interruption=Interruption(),
+        progress=Silent(),  # type: ignore[arg-type]
+        write_samples=lambda _: [],
+    )
+    warm_up(run)
+    _say(ready=True)
+    for line in sys.stdin:
+        if line.strip() == "evaluate":
+            _evaluate(setup, model)
+        elif line.strip() == "step":
+            padding = model.vocab_size - 1 if setup.phase == 2 else -1
+            tokens = sum(int((batch.inputs != padding).sum()) for batch in train.step(state.global_step))
+            start = time.perf_counter()
+            train_step(run)
+            _say(seconds=time.perf_counter() - start, tokens=tokens)
+        else:
+            return
+
+
+def _trainer(setup: Setup) -> None:
+    """The Hugging Face Trainer as a user of it would write it, stopped before each step until it is asked for."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from svitlo.training.batches import IGNORED
+
+    model = _fresh_model(setup)
+    data = _data(setup, "train", 1, 1)
+    length = 256
+    mean_length = length if setup.phase == 1 else float(data._conversations.lengths.mean()) - 1
+
+    class Sequences(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return int(data.num_sequences)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            batch = data._load([index])
+            inputs, targets = batch.inputs[0], batch.targets[0]
+            if setup.phase == 1:
+                return {"input_ids": inputs, "labels": inputs}
+            # The model shifts labels itself; conversations are padded to the window, as the usual recipes do.
+            labels = torch.cat([torch.tensor([IGNORED]), targets])[:length]
+            tokens = torch.cat([inputs, targets[-1:].clamp_min(0)])[:length]
+            missing = length - len(tokens)
+            return {
+                "input_ids": torch.nn.functional.pad(tokens, (0, missing), value=model.config.vocab_size - 1),
+                "labels": torch.nn.functional.pad(labels, (0, missing), value=IGNORED),
+                "attention_mask": (torch.arange(length) < len(tokens)).long(),
+            }
+
+    class Turns(TrainerCallback):
+        started = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 0:
+                _say(ready=True)
+            for line in sys.stdin:
+                if line.strip() == "evaluate":
+                    _evaluate(setup, model)
+                elif line.strip() == "step":
+                    break
+                else:
+                    os._exit(0)
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            _say(seconds=time.perf_counter() - self.started, tokens=sequences * mean_length)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for line in sys.stdin:
+                if line.strip() != "evaluate":
+                    os._exit(0)
+                _evaluate(setup, model)
+
+    arguments: dict[str, Any] = {
+        "learning_rate": 5e-4,
+        "weight_decay": 0.1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        **{key: value for key, value in setup.training.items() if key != "dropout"},
+    }
+    Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=tempfile.gettempdir(),
+            max_steps=setup.num_steps,
+            use_cpu=True,
+            bf16=setup.precision == "bf16",
+            seed=setup.seed,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+            **arguments,
+        ),
+        train_dataset=Sequences(),
+        callbacks=[Turns()],
+    ).train()
+
+
+if __name__ == "__main__":
+    main()

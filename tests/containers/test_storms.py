@@ -1,0 +1,36 @@
+"""A trainer that the kernel kills again and again stops trying, says why, and tries anew when a person has acted."""
+
+from __future__ import annotations
+
+import pytest
+
+from svitlo.durability.interruption import MOST_DEATHS
+from tests.containers.stack import Stack
+
+pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]
+
+TOO_LITTLE = "256m"
+
+
+def test_a_trainer_without_enough_memory_is_held_and_explained(stack: Stack) -> None:
+    stack.environment["TRAINER_MEMORY"] = TOO_LITTLE
+    stack.up()
+    stack.wait_for("it gives up", lambda: stack.events("gave up"), every=0.5)
+    stack.wait_until_idle("trainer")
+    assert stack.restarts("trainer") == MOST_DEATHS
+    assert len(stack.events("cut off")) == MOST_DEATHS
+    assert all("because memory ran out" in event["message"] for event in stack.events("cut off"))
+    said = stack.logs("trainer")
+    for part in ("died 3 times in a row", "memory ran out", "its limit is 268 MB", "TRAINER_MEMORY", "restart trainer"):
+        assert part in said
+    assert stack.status is not None
+    assert stack.status.state == "error"
+    verdict = stack.inside("trainer", "cat /tmp/health").splitlines()
+    assert verdict[0] == "unhealthy"
+    assert "memory ran out" in verdict[1]
+
+    stack.environment["TRAINER_MEMORY"] = "4g"
+    stack.up()
+    stack.wait_for_step(1, 1)
+    assert stack.inside("trainer", "head -1 /tmp/health") == "healthy"
+    assert len(stack.events("gave up")) == 1

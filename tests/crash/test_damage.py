@@ -1,0 +1,316 @@
+"""Damage of every kind is noticed before use, set aside and explained, and the newest good file is used.
+
+SVITLO_TORTURE=1 flips every single bit of a checkpoint and cuts it at every length, not at a sample of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from svitlo.config import ReportingConfig
+from svitlo.data.shards import load_manifest
+from svitlo.durability.checkpoints import (
+    LAST,
+    Rejected,
+    TrainingState,
+    find_newest,
+    load_checkpoint,
+    mark_best,
+    save_checkpoint,
+)
+from svitlo.durability.files import write_durably
+from svitlo.durability.seal import save_sealed
+from svitlo.errors import CheckpointError, DataError
+from svitlo.reporting.progress import Progress
+from svitlo.volumes import Volumes
+from tests.conftest import Job
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(3_600)]
+
+TORTURE = bool(os.environ.get("SVITLO_TORTURE"))
+SEED = int(os.environ.get("SVITLO_SEED") or 1)
+RUN = "thisrun"
+END_BYTES = 22
+SEAL_BYTES = 78
+
+
+def state_of_step(step: int, phase: int = 1, run_id: str = RUN) -> TrainingState:
+    return TrainingState(
+        phase=phase,
+        vocab_size=10,
+        model={},
+        configuration={"training": {"seed": 1}},
+        configuration_digest="c",
+        data_digest="d",
+        numerics={},
+        run_id=run_id,
+        global_step=step,
+        model_state_dict={f"layer{number}": torch.full((300,), float(step)) for number in range(4)},
+    )
+
+
+def save_steps(folder: Path, *steps: int) -> bytes:
+    for step in steps:
+        save_checkpoint(state_of_step(step), folder, keep=3)
+    return (folder / LAST).read_bytes()
+
+
+def find(folder: Path, rejections: list[Rejected]) -> TrainingState | None:
+    return find_newest(folder, 1, rejections.append, RUN)
+
+
+def positions_to_flip(content: bytes) -> list[int]:
+    """2,000 bits: the whole end record, and samples of the seal, the directory, the headers and everything."""
+    num_bits = 8 * len(content)
+    if TORTURE:
+        return list(range(num_bits))
+    chance = random.Random(SEED)
+    end_record = range(8 * (len(content) - SEAL_BYTES - END_BYTES), 8 * (len(content) - SEAL_BYTES))
+    seal = chance.sample(range(8 * (len(content) - SEAL_BYTES), num_bits), 150)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        headers = [
+            bit for item in archive.infolist() for bit in range(8 * item.header_offset, 8 * item.header_offset + 240)
+        ]
+        directory = range(8 * archive.start_dir, end_record.start)
+    chosen = {*end_record, *seal, *chance.sample(headers, 600), *chance.sample(directory, 600)}
+    while len(chosen) < 2_000:
+        chosen.add(chance.randrange(num_bits))
+    return sorted(chosen)
+
+
+def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    content = save_steps(tmp_path, 3)
+    path = tmp_path / "flipped.pt"
+    positions = positions_to_flip(content)
+    for position in positions:
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"flipped\.pt: damaged or not a checkpoint"):
+            load_checkpoint(path)
+    print(f"\n{len(positions):,} bits of {8 * len(content):,} flipped, all noticed (seed {SEED})")
+    assert len(positions) >= 2_000
+    path.write_bytes(content)
+    load_checkpoint(path)
+
+
+def test_a_flipped_bit_never_stops_the_search_for_a_good_checkpoint(tmp_path: Path) -> None:
+    """The search opens each candidate to learn its step before it is verified: damage must not crash that either."""
+    content = save_steps(tmp_path, 1, 2, 3)
+    positions = random.Random(SEED).sample(positions_to_flip(content), 3_000 if TORTURE else 200)
+    for position in positions:
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        (tmp_path / LAST).unlink()
+        (tmp_path / LAST).write_bytes(flipped)
+        rejections: list[Rejected] = []
+        state = find(tmp_path, rejections)
+        assert state is not None
+        assert state.global_step == 2, position
+        assert [rejected.path.name for rejected in rejections] == [LAST]
+        (tmp_path / (LAST + ".broken")).unlink()
+
+
+def test_truncation_at_any_length_is_noticed(tmp_path: Path) -> None:
+    content = save_steps(tmp_path, 3)
+    path = tmp_path / "cut.pt"
+    lengths = range(len(content)) if TORTURE else random.Random(SEED).sample(range(len(content)), 400)
+    for length in lengths:
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+    print(f"\n{len(lengths):,} lengths of {len(content):,} tried, all noticed (seed {SEED})")
+
+
+def test_a_zeroed_page_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    content = save_steps(tmp_path, 3)
+    for start in range(0, len(content), 4096):
+        page = content[start : start + 4096]
+        (tmp_path / "page.pt").write_bytes(content[:start] + bytes(len(page)) + content[start + 4096 :])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(tmp_path / "page.pt")
+
+
+# --- what may stand where `last_checkpoint.pt` should ----------------------------------------------------------------
+
+
+def replace_by_text(path: Path) -> str:
+    path.write_text("not a checkpoint\n" * 100)
+    return "does not end with a seal"
+
+
+def replace_by_nothing(path: Path) -> str:
+    path.write_bytes(b"")
+    return "empty"
+
+
+def replace_by_another_run(path: Path) -> str:
+    save_checkpoint(state_of_step(99, run_id="another"), path.parent / "elsewhere", 3)
+    (path.parent / "elsewhere" / LAST).rename(path)
+    return "belongs to another run (another instead of thisrun)"
+
+
+def replace_by_another_phase(path: Path) -> str:
+    save_checkpoint(state_of_step(99, phase=2), path.parent / "elsewhere", 3)
+    (path.parent / "elsewhere" / LAST).rename(path)
+    return "belongs to phase 2, not to phase 1"
+
+
+def replace_by_an_unsealed_archive(path: Path) -> str:
+    torch.save(dataclasses.asdict(state_of_step(99)), path)
+    return "does not end with a seal"
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled with its function."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self._trace}",)
+
+
+def replace_by_a_pickle_bomb(path: Path) -> str:
+    """With a valid seal: what refuses it is `weights_only`."""
+    write_durably(path, lambda file: save_sealed({"global_step": 10**6, "bomb": Bomb(path.parent / "exploded")}, file))
+    return "which is never unpickled"
+
+
+def replace_by_a_bare_pickle(path: Path) -> str:
+    path.write_bytes(pickle.dumps(Bomb(path.parent / "exploded")))
+    return "does not end with a seal"
+
+
+def replace_by_a_symbolic_link(path: Path) -> str:
+    path.rename(path.parent / "elsewhere.pt")
+    path.symlink_to("elsewhere.pt")
+    return "not a regular file"
+
+
+def replace_by_a_folder(path: Path) -> str:
+    path.unlink()
+    path.mkdir()
+    return "not a regular file"
+
+
+REPLACEMENTS = [
+    replace_by_text, replace_by_nothing, replace_by_another_run, replace_by_another_phase,
+    replace_by_an_unsealed_archive, replace_by_a_pickle_bomb, replace_by_a_bare_pickle, replace_by_a_symbolic_link,
+    replace_by_a_folder,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS)
+def test_a_replaced_checkpoint_is_set_aside_and_explained(tmp_path: Path, replace: Callable[[Path], str]) -> None:
+    volumes = Volumes(tmp_path)
+    volumes.set_up()
+    folder = volumes.checkpoints(1)
+    save_steps(folder, 1, 2, 3)
+    reason = replace(folder / LAST)
+    progress = Progress(volumes, ReportingConfig())
+    state = find_newest(folder, 1, progress.fell_back, RUN)
+    assert state is not None
+    assert state.global_step == 2
+    assert load_checkpoint(folder / LAST).global_step == 2, "the good one takes the name"
+    assert os.path.lexists(folder / (LAST + ".broken"))
+    (event,) = (json.loads(line) for line in volumes.events.read_text().splitlines())
+    assert event["event"] == "fell back"
+    assert reason in event["message"]
+    assert "\n" not in event["message"]
+    assert str(folder / LAST) in event["message"]
+    assert not list(tmp_path.rglob("exploded")), "nothing from a checkpoint is ever executed"
+    # The next start finds everything in order.
+    assert find_newest(folder, 1, pytest.fail, RUN) is not None
+
+
+@pytest.mark.parametrize("replace", [replace_by_text, replace_by_another_run, replace_by_a_folder])
+def test_none_good_means_stop_and_never_zero(tmp_path: Path, replace: Callable[[Path], str]) -> None:
+    save_steps(tmp_path, 1)
+    replace(tmp_path / LAST)
+    for _ in range(3):
+        with pytest.raises(CheckpointError, match="none of them is usable"):
+            find(tmp_path, [])
+
+
+def test_damage_to_a_file_with_two_names_costs_both_and_no_more(tmp_path: Path) -> None:
+    """The best checkpoint is a second name of the last one: this is what it costs."""
+    save_steps(tmp_path, 1, 2, 3)
+    mark_best(tmp_path)
+    os.truncate(tmp_path / LAST, 5_000)
+    rejections: list[Rejected] = []
+    state = find(tmp_path, rejections)
+    assert state is not None
+    assert state.global_step == 2
+    assert {rejected.path.name for rejected in rejections} == {LAST, "best_checkpoint.pt"}
+
+
+# --- the real commands -----------------------------------------------------------------------------------------------
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_the_trainer_stops_quietly_where_nothing_is_usable(trained: Job, tmp_path: Path) -> None:
+    job = trained.copy(tmp_path)
+    (job.volumes / "checkpoints" / "complete.json").unlink()
+    folder = job.volumes / "checkpoints" / "phase2"
+    for path in folder.glob("*.pt"):
+        content = bytearray(path.read_bytes())
+        content[1000] ^= 1
+        path.unlink()
+        path.write_bytes(content)
+    for _ in range(2):
+        done = job.run("train", check=2)
+        assert "none of them is usable" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (folder / LAST).exists()
+    assert (folder / (LAST + ".broken")).exists()
+
+
+def test_the_trainer_refuses_a_damaged_shard_and_data_prep_makes_it_again(prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    before = {path: path.read_bytes() for path in (job.volumes / "data").glob("phase*/*.npy")}
+    chance = random.Random(SEED)
+    for shard in chance.sample(sorted(before), 2):
+        damage(shard)
+        refused = job.run("train", check=2)
+        assert f"{shard}: is damaged" in refused.stderr
+        assert "`svitlo prepare` makes this shard again" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert not list((job.volumes / "checkpoints").rglob("*.pt"))
+        job.run("prepare")
+        assert {path: path.read_bytes() for path in before} == before
+    manifest = job.volumes / "data" / "phase1" / "manifest.json"
+    good = manifest.read_bytes()
+    for bad in (b"", good[: len(good) // 2], b"\0" * len(good), good.replace(b'"tokens"', b'"tokenz"', 1)):
+        manifest.write_bytes(bad)
+        refused = job.run("train", check=2)
+        assert "manifest.json: damaged" in refused.stderr
+    job.run("prepare")
+    assert manifest.read_bytes() == good
+
+
+def test_any_flipped_bit_of_a_manifest_is_noticed(prepared: Job, tmp_path: Path) -> None:
+    content = (prepared.volumes / "data" / "phase1" / "manifest.json").read_bytes()
+    load_manifest(prepared.volumes / "data" / "phase1")
+    for position in random.Random(SEED).sample(range(8 * len(content)), 2_000):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        (tmp_path / "manifest.json").write_bytes(flipped)
+        with pytest.raises(DataError, match=r"manifest\.json: damaged"):
+            load_manifest(tmp_path)
