@@ -31,7 +31,7 @@ PHASE_1 = {
         "max_steps": 24,
         "micro_batch": 2,
         "gradient_accumulation": 2,
-        "learning_rate": 3e-3,
+        "learning_rate": 6e-3,
         "dropout": 0.1,
     },
     "evaluation": {"every_n_steps": 8, "max_sequences": 16},

@@ -96,6 +96,13 @@ class Progress:
             set_health(True, message)
             self._events.record("waiting", message, phase=phase)
 
+    def data_found(self, phase: int) -> None:
+        """The data of a phase is there: whoever dies from here on did not die of waiting."""
+        self._waiting_for = 0
+        self._status = {}  # the step shown so far is that of the phase before
+        self._write(state="starting", phase=phase)
+        set_health(True, "starting")
+
     def stopped(self, reason: str) -> None:
         """A signal ended the work."""
         self._write(state="stopped", message=reason)

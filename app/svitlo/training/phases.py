@@ -158,11 +158,14 @@ def _wait_for_data(volumes: Volumes, phase: int, interruption: Interruption, pro
     """The manifest of a phase, as soon as it is there."""
     while True:
         try:
-            return load_manifest(volumes.data(phase))
+            manifest = load_manifest(volumes.data(phase))
         except DataNotReady:
             progress.waiting_for_data(phase)
             interruption.wait(_SECONDS_BETWEEN_LOOKS)
             volumes.require("data")
+        else:
+            progress.data_found(phase)
+            return manifest
 
 
 def _finish(volumes: Volumes, configs: dict[int, Phase2Config], interruption: Interruption, progress: Progress) -> str:
