@@ -1,6 +1,6 @@
 # `make` alone prints what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo up down logs status doctor env install uninstall build sbom test torture bench bench-loss lint lock .venv export backup restore verify new-run clean-demo
+.PHONY: help demo up down logs status doctor env install uninstall build sbom test torture bench bench-loss bench-saving lint lock .venv export backup restore verify new-run clean-demo
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: .venv ## speed of a step against this machine's matrix products and the H
 
 bench-loss: .venv ## validation loss over time against the Trainer, side by side: MINUTES=30, on the data in volumes/
 	@.venv/bin/python -m benchmarks.loss --minutes "$(or $(MINUTES),30)"
+
+bench-saving: .venv ## what a save costs on this disk and on slower ones, about a minute
+	@.venv/bin/python -m benchmarks.saving
 
 lint: .venv ## check style, types, scripts, Dockerfile and compose.yaml
 	@docker/lint.sh

@@ -45,7 +45,8 @@ class Node:
     gid: int
     content: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
-    is_dirty: bool = False
+    dirty_from: int | None = None
+    """Where what was written since the last sync begins; what lies before it is safe."""
     names: dict[str, int] = field(default_factory=dict)
     """Of a folder."""
     synced_names: dict[str, int] = field(default_factory=dict)
@@ -121,14 +122,16 @@ class ForgetfulDisk:
                 node.names.pop(name, None)
                 if meaning is not None:
                     node.names[name] = meaning
-            if node.is_dirty:
-                now, kept = bytes(node.content), node.synced
-                losses = [kept, now, b"", bytes(len(now)), now[: chance.randrange(0, len(now) + 1, 512)]]
+            if node.dirty_from is not None:
+                safe, now = bytes(node.content[: node.dirty_from]), bytes(node.content[node.dirty_from :])
+                losses = [now, b"", bytes(len(now)), now[: chance.randrange(0, len(now) + 1, 512)]]
                 torn = bytearray(now)
                 for start in range(0, len(now), 4096):
                     if chance.random() < 0.3:
                         torn[start : start + 4096] = bytes(len(torn[start : start + 4096]))
-                node.content = bytearray(chance.choice([*losses, bytes(torn)]))
+                node.content = bytearray(
+                    chance.choice([node.synced, *(safe + loss for loss in [*losses, bytes(torn)])])
+                )
 
     def write_back(self) -> None:
         """Replace the folder that the disk came from."""
@@ -257,7 +260,7 @@ class ForgetfulDisk:
             if valid & SIZE:
                 self.change()
                 node.content = node.content[:size].ljust(size, b"\0")
-                node.is_dirty = True
+                node.dirty_from = min(size, size if node.dirty_from is None else node.dirty_from)
             if valid & MODE:
                 node.mode = mode
             node.uid = new_uid if valid & UID else node.uid
@@ -307,11 +310,11 @@ class ForgetfulDisk:
             self.change(is_write=True)
             node.content = node.content.ljust(offset, b"\0") if len(node.content) < offset else node.content
             node.content[offset : offset + size] = body[40 : 40 + size]
-            node.is_dirty = True
+            node.dirty_from = min(offset, offset if node.dirty_from is None else node.dirty_from)
             return struct.pack("<II", size, 0)
         if opcode == FSYNC:
             self.change()
-            node.synced, node.is_dirty = bytes(node.content), False
+            node.synced, node.dirty_from = bytes(node.content), None
             return b""
         if opcode == FSYNCDIR:
             self.change()

@@ -19,7 +19,7 @@ import hashlib
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,19 @@ class _File:
         if not self.changes:
             return [now]
         found = [self.durable, *(self.content(number) for number in range(1, len(self.changes)))]
-        found += [now[:length] for length in range(0, len(now), SECTOR)]
+        begin = min(change.offset for change in self.changes)
+        safe, now = now[:begin], now[begin:]  # what was synced and not touched since stays
+        found += [safe + now[:length] for length in range(0, len(now), SECTOR)]
         pages = [now[start : start + PAGE] for start in range(0, len(now), PAGE)]
-        if len(pages) <= MOST_PAGES:
-            kept = itertools.product((True, False), repeat=len(pages))
-        else:
-            kept = iter([tuple(number != lost for number in range(len(pages))) for lost in range(-1, len(pages))])
-        found += [
-            b"".join(page if is_kept else bytes(len(page)) for page, is_kept in zip(pages, which, strict=True))
-            for which in kept
-        ]
+        for num_pages in range(1, len(pages) + 1):  # the kernel writes a long piece page by page
+            kept: Iterable[tuple[bool, ...]] = itertools.product((True, False), repeat=num_pages)
+            if num_pages > MOST_PAGES:
+                kept = [tuple(number != lost for number in range(num_pages)) for lost in range(-1, num_pages)]
+            found += [
+                safe
+                + b"".join(page if is_kept else bytes(len(page)) for page, is_kept in zip(pages, which, strict=False))
+                for which in kept
+            ]
         return list(dict.fromkeys(found))
 
 
@@ -294,7 +297,8 @@ class Recorder:
             raw = _WatchedFile(self, file, raw_mode)
             if "w" in mode and size:
                 self._note("truncate", inode=self._inode(raw.fileno()), offset=0)
-        buffered: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        size = os.fstat(raw.fileno()).st_blksize  # as the real `open` does it
+        buffered: Any = io.BufferedRandom(raw, size) if "+" in mode else io.BufferedWriter(raw, size)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding="utf-8")
 
     def _inode(self, descriptor: int) -> int:

@@ -42,7 +42,7 @@ TORTURE = bool(os.environ.get("SVITLO_TORTURE"))
 SEED = int(os.environ.get("SVITLO_SEED") or 1)
 RUN = "thisrun"
 END_BYTES = 22
-SEAL_BYTES = 78
+SEAL_BYTES = 78 + len("thisrun 1 3 ")
 
 
 def state_of_step(step: int, phase: int = 1, run_id: str = RUN) -> TrainingState:

@@ -154,10 +154,10 @@ def test_a_changed_configuration_is_refused_and_named(trained: Job, tmp_path: Pa
     job.change("phase1_pretraining.yaml", "training", learning_rate=1e-4)
     message = job.run("train", check=2).stderr
     assert "is complete" in message
-    assert "training.learning_rate was 0.003, is now 0.0001" in message
+    assert "training.learning_rate was 0.006, is now 0.0001" in message
     (job.volumes / "checkpoints" / "complete.json").unlink()
     message = job.run("train", check=2).stderr
-    assert "training.learning_rate was 0.003, is now 0.0001" in message
+    assert "training.learning_rate was 0.006, is now 0.0001" in message
     assert "make new-run" in message
 
 

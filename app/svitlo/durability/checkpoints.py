@@ -30,7 +30,7 @@ from svitlo.durability.files import (
     write_durably,
     write_json,
 )
-from svitlo.durability.seal import check_seal, save_sealed
+from svitlo.durability.seal import check_seal, label_of, save_sealed
 from svitlo.errors import CheckpointError, VolumeError
 
 LAST = "last_checkpoint.pt"
@@ -98,7 +98,7 @@ def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
     fields = {item.name: getattr(state, item.name) for item in dataclasses.fields(state)}
     write_durably(
         last,
-        lambda file: save_sealed(fields, file),
+        lambda file: save_sealed(fields, file, f"{state.run_id} {state.phase} {state.global_step}"),
         verify=check_seal,
         keep_previous_as=folder / f"checkpoint-{previous_step:09d}.pt" if keeps_previous else None,
     )
@@ -258,13 +258,13 @@ def _state_from(values: Any) -> TrainingState:
 
 
 def position_of(path: Path) -> tuple[str, int, int] | None:
-    """Run, phase and step inside a checkpoint, read without its tensors; None where it is missing or unreadable."""
+    """Run, phase and step of a checkpoint, as its seal says; None where it is missing or unreadable."""
     try:
         if path.is_symlink():
             return None
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return str(content["run_id"]), int(content["phase"]), int(content["global_step"])
-    except Exception:  # unreadable is an answer here; whoever loads the file finds out why
+        run_id, phase, step = label_of(path).split(" ")
+        return run_id, int(phase), int(step)
+    except (OSError, ValueError):  # unreadable is an answer here; whoever loads the file finds out why
         return None
 
 

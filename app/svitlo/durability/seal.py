@@ -4,9 +4,10 @@
 padding between records. The seal covers every byte. It is the zip file's own comment, so that `torch.load` opens the
 file as any other:
 
-    <the zip file, its last two bytes saying how long the comment is> svitlo-seal-1 <64 hex digits>
+    <the zip file, its last two bytes saying how long the comment is> svitlo-seal-1 <label> <64 hex digits>
 
-The digits are the SHA-256 of the CRC-32s of all 4 MiB blocks of the zip file. A CRC-32 finds any change of up to 32
+The label says what the file is and is read without opening it (run, phase and step of a checkpoint). The digits are the
+SHA-256 of the label and of the CRC-32s of all 4 MiB blocks of the zip file. A CRC-32 finds any change of up to 32
 neighbouring bits with certainty, and anything else but for one case in four thousand million; blocks are computed by
 several threads, at 1.7 GB/s each, which is eight times what SHA-256 does without help from the CPU. torch's own CRCs,
 computed by one thread, are left out: they took a third of the time of a save (`unzip -t` calls the file damaged, then).
@@ -28,16 +29,20 @@ from svitlo.durability.files import begin_fsync
 
 _BLOCK = 4 << 20
 _MARK = b"svitlo-seal-1 "
-_SEAL_BYTES = len(_MARK) + 64
+_MOST_SEAL_BYTES = 256
 _END = b"PK\5\6"
 _END_BYTES = 22
+_DIGEST_BYTES = 64
 _THREADS = max(1, min(4, len(os.sched_getaffinity(0))))
 
 
-def save_sealed(value: Any, file: BinaryIO) -> None:
-    """`torch.save` with a seal. Raises `OSError` where the file cannot take it (torch alone hides it)."""
+def save_sealed(value: Any, file: BinaryIO, label: str = "-") -> None:
+    """`torch.save` with a seal; `label` is a few words of ASCII.
+
+    Raises `OSError` where the file cannot take it, which torch alone hides.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        writer = _SealingWriter(file, pool)
+        writer = _SealingWriter(file, pool, label)
         computes_crc = torch.serialization.get_crc32_options()
         torch.serialization.set_crc32_options(False)
         try:
@@ -52,32 +57,49 @@ def save_sealed(value: Any, file: BinaryIO) -> None:
 def check_seal(path: Path) -> None:
     """Read a sealed file as a whole. Raises `ValueError` where any bit is not as it was written, and `OSError`."""
     with open(path, "rb") as file, ThreadPoolExecutor(_THREADS) as pool:
-        num_bytes = os.fstat(file.fileno()).st_size - _SEAL_BYTES
-        if num_bytes < _END_BYTES:
-            raise ValueError("too short for a checkpoint, so it was cut off" if num_bytes > -_SEAL_BYTES else "empty")
-        seal = os.pread(file.fileno(), _SEAL_BYTES, num_bytes)
-        if not seal.startswith(_MARK):
-            raise ValueError("it does not end with a seal, so it was cut off, replaced or never written by Svitlo")
+        num_bytes, seal = _split(file)
+        label = seal[len(_MARK) : -_DIGEST_BYTES]
 
         def sum_at(start: int) -> int:
             return zlib.crc32(os.pread(file.fileno(), min(_BLOCK, num_bytes - start), start))
 
-        if _seal_of(pool.map(sum_at, range(0, num_bytes, _BLOCK))) != seal:
+        if _seal_of(label, pool.map(sum_at, range(0, num_bytes, _BLOCK))) != seal:
             raise ValueError("its checksum is wrong: at least one bit is not what was written")
 
 
-def _seal_of(sums: Iterable[int]) -> bytes:
-    return _MARK + hashlib.sha256(b"".join(value.to_bytes(4, "little") for value in sums)).hexdigest().encode()
+def label_of(path: Path) -> str:
+    """The label of a sealed file, unverified. Raises `ValueError` where there is no seal, and `OSError`."""
+    with open(path, "rb") as file:
+        _, seal = _split(file)
+    return seal[len(_MARK) : -_DIGEST_BYTES].decode("ascii").strip()
+
+
+def _split(file: BinaryIO) -> tuple[int, bytes]:
+    """The number of bytes before the seal, and the seal. Raises `ValueError` where there is none."""
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise ValueError("empty")
+    end = os.pread(file.fileno(), _MOST_SEAL_BYTES, max(0, size - _MOST_SEAL_BYTES))
+    start = end.rfind(_MARK)
+    if start < 0:
+        raise ValueError("it does not end with a seal, so it was cut off, replaced or never written by Svitlo")
+    return size - len(end) + start, end[start:]
+
+
+def _seal_of(label: bytes, sums: Iterable[int]) -> bytes:
+    digest = hashlib.sha256(label + b"".join(value.to_bytes(4, "little") for value in sums))
+    return _MARK + label + digest.hexdigest().encode()
 
 
 class _SealingWriter:
     """What `torch.save` writes to: hands everything on to the file while threads sum it up."""
 
-    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor, label: str) -> None:
         self.error: OSError | None = None
         """Why a write failed; torch raises something else in its place."""
         self._file = file
         self._pool = pool
+        self._label = f"{label} ".encode("ascii")
         self._held_back = b""
         """The last bytes so far: they may be the end record, which `finish` changes."""
         self._sums: list[int] = []
@@ -111,8 +133,10 @@ class _SealingWriter:
         end = self._held_back
         assert end.startswith(_END), "torch.save ends its file with a zip end record"
         assert end.endswith(b"\0\0"), "torch.save leaves no comment"
-        self._hand_on(memoryview(end[:-2] + _SEAL_BYTES.to_bytes(2, "little")))
-        self._file.write(_seal_of([*self._sums, self._sum] if self._num_summed else self._sums))
+        num_seal_bytes = len(_MARK) + len(self._label) + _DIGEST_BYTES
+        assert num_seal_bytes <= _MOST_SEAL_BYTES, self._label
+        self._hand_on(memoryview(end[:-2] + num_seal_bytes.to_bytes(2, "little")))
+        self._file.write(_seal_of(self._label, [*self._sums, self._sum] if self._num_summed else self._sums))
 
     def _hand_on(self, view: memoryview) -> None:
         """Write and sum up; whole blocks are summed by other threads meanwhile. Done with `view` on return."""
