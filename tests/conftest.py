@@ -38,7 +38,7 @@ PHASE_1 = {
     "head": {"sampled_fraction": 0.5},
     "evaluation": {"every_n_steps": 8, "max_sequences": 16},
     "checkpoints": {"save_every_seconds": 1, "save_every_n_steps": 5},
-    "reporting": {"line_every_seconds": 0.5, "sample_prompts": ["The sun is"], "sample_tokens": 4},
+    "reporting": {"line_every_seconds": 0.05, "sample_prompts": ["The sun is"], "sample_tokens": 4},
     "numerics": {"threads": 2},
 }
 PHASE_2 = {**{key: value for key, value in PHASE_1.items() if key != "model"}, "head": {"sampled_fraction": 0.25}}
