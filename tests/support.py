@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from svitlo.durability.checkpoints import TrainingState
 from svitlo.reporting.metrics import comparable, read_metrics
 
 
@@ -19,6 +20,22 @@ class Run(Protocol):
 
 
 CLOCK_FIELDS = {"timestamp", "training_seconds", "run_id", "periodic_save"}
+
+
+def checkpoint_state(
+    step: int, weights: dict[str, torch.Tensor], phase: int = 1, run_id: str = "r", **fields: Any
+) -> TrainingState:
+    """A state with these weights, where a test of files needs no model that could be trained."""
+    values = {
+        "vocab_size": 10,
+        "model": {},
+        "configuration": {},
+        "configuration_digest": "c",
+        "data_digest": "d",
+        "numerics": {},
+        **fields,
+    }
+    return TrainingState(phase=phase, run_id=run_id, global_step=step, model_state_dict=weights, **values)
 
 
 def last(job: Run, phase: int, name: str = "last_checkpoint.pt") -> dict[str, Any]:

@@ -12,8 +12,7 @@ import json
 import os
 import random
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,11 +33,13 @@ from svitlo.durability.checkpoints import (
 from svitlo.errors import DataError
 from svitlo.volumes import Volumes
 from tests.conftest import DATA, RAW
+from tests.crash.forks import torture
 from tests.crash.model_filesystem import Recorder, State
+from tests.support import checkpoint_state
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3_600)]
 
-TORTURE = bool(os.environ.get("SVITLO_TORTURE"))
+TORTURE = torture()
 STEPS = (10, 20, 30)
 SAMPLED = 0.2 if TORTURE else 0.006
 """Share of the states from which a preparation is run to its end, which takes a while."""
@@ -46,27 +47,8 @@ SIZE = 2_000
 """Numbers in the model: its checkpoint has three pages."""
 
 
-@pytest.fixture
-def fast_folder() -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of small folders are made and removed."""
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=parent, prefix="svitlo-crash-") as folder:
-        yield Path(folder)
-
-
 def tiny_state(step: int) -> TrainingState:
-    return TrainingState(
-        phase=1,
-        vocab_size=10,
-        model={},
-        configuration={},
-        configuration_digest="c",
-        data_digest="d",
-        numerics={},
-        run_id="r",
-        global_step=step,
-        model_state_dict={"weight": torch.full((SIZE,), float(step))},
-    )
+    return checkpoint_state(step, {"weight": torch.full((SIZE,), float(step))})
 
 
 def refuse(rejected: Rejected) -> None:

@@ -35,10 +35,12 @@ from svitlo.errors import CheckpointError, DataError
 from svitlo.reporting.progress import Progress
 from svitlo.volumes import Volumes
 from tests.conftest import Job
+from tests.crash.forks import torture
+from tests.support import checkpoint_state
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3_600)]
 
-TORTURE = bool(os.environ.get("SVITLO_TORTURE"))
+TORTURE = torture()
 SEED = int(os.environ.get("SVITLO_SEED") or 1)
 RUN = "thisrun"
 END_BYTES = 22
@@ -46,18 +48,8 @@ SEAL_BYTES = 78 + len("thisrun 1 3 ")
 
 
 def state_of_step(step: int, phase: int = 1, run_id: str = RUN) -> TrainingState:
-    return TrainingState(
-        phase=phase,
-        vocab_size=10,
-        model={},
-        configuration={"training": {"seed": 1}},
-        configuration_digest="c",
-        data_digest="d",
-        numerics={},
-        run_id=run_id,
-        global_step=step,
-        model_state_dict={f"layer{number}": torch.full((300,), float(step)) for number in range(4)},
-    )
+    weights = {f"layer{number}": torch.full((300,), float(step)) for number in range(4)}
+    return checkpoint_state(step, weights, phase, run_id, configuration={"training": {"seed": 1}})
 
 
 def save_steps(folder: Path, *steps: int) -> bytes:

@@ -20,6 +20,7 @@ import pytest
 
 from svitlo.durability.checkpoints import Rejected, find_newest
 from tests.conftest import Job, environment
+from tests.crash.forks import torture
 from tests.crash.model_filesystem import Recorder, state_of
 from tests.crash.test_crash_states import STEPS, refuse, train_a_little
 from tests.support import assert_same_run
@@ -33,7 +34,7 @@ pytestmark = [
     ),
 ]
 
-TORTURE = bool(os.environ.get("SVITLO_TORTURE"))
+TORTURE = torture()
 SEED = int(os.environ.get("SVITLO_SEED") or 1)
 NUM_CUTS = 50 if TORTURE else 2
 MOST_OPERATIONS, MOST_WITHOUT_WRITES = 1_500, 150

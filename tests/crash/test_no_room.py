@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -31,7 +32,7 @@ from svitlo.reporting.status import read_status
 from svitlo.volumes import Volumes
 from tests.conftest import Job, wait_for_line
 from tests.crash.model_filesystem import Recorder
-from tests.support import assert_same_run, events
+from tests.support import assert_same_run, checkpoint_state, events
 
 pytestmark = pytest.mark.crash
 
@@ -39,36 +40,13 @@ NOBODY = 65534
 
 
 def state_of_step(step: int) -> TrainingState:
-    return TrainingState(
-        phase=1,
-        vocab_size=10,
-        model={},
-        configuration={},
-        configuration_digest="c",
-        data_digest="d",
-        numerics={},
-        run_id="r",
-        global_step=step,
-        # More than a block of the seal, so that there are several writes.
-        model_state_dict={"weight": torch.full((1_500_000,), float(step)), "bias": torch.zeros(10)},
-    )
+    # More than a block of the seal, so that there are several writes.
+    return checkpoint_state(step, {"weight": torch.full((1_500_000,), float(step)), "bias": torch.zeros(10)})
 
 
 def save_and_mark(folder: Path, step: int) -> None:
     save_checkpoint(state_of_step(step), folder, keep=2)
     mark_best(folder)
-
-
-@pytest.fixture
-def fast_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    folder = Path("/dev/shm") / f"svitlo-{os.getpid()}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
@@ -130,26 +108,29 @@ def test_a_failed_save_is_told_and_forgotten_when_the_next_succeeds(tmp_path: Pa
 # --- a real file system that is full ------------------------------------------------------------
 
 
-def mount_tmpfs(folder: Path, options: str) -> None:
+@contextlib.contextmanager
+def checkpoints_in_memory(job: Job, size: str) -> Iterator[Path]:
+    """The job's checkpoints on a disk of their own, set up as a volume. Skips where it cannot be mounted."""
+    checkpoints = job.volumes / "checkpoints"
+    marker = (checkpoints / ".svitlo-volume").read_bytes()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "svitlo-test", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "svitlo-test", checkpoints], capture_output=True, check=False
     )
     if done.returncode != 0:
         pytest.skip("mounting a tmpfs needs root")
+    try:
+        (checkpoints / ".svitlo-volume").write_bytes(marker)
+        yield checkpoints
+    finally:
+        subprocess.run(["umount", "--lazy", checkpoints], check=True)
 
 
 @pytest.fixture
 def small_disk(prepared: Job, tmp_path: Path) -> Iterator[Job]:
     """The job with its checkpoints on a disk of its own, which has room for all of them: each has 39 MB."""
     job = prepared.copy(tmp_path)
-    checkpoints = job.volumes / "checkpoints"
-    marker = (checkpoints / ".svitlo-volume").read_bytes()
-    mount_tmpfs(checkpoints, "size=600m")
-    try:
-        (checkpoints / ".svitlo-volume").write_bytes(marker)
+    with checkpoints_in_memory(job, "600m"):
         yield job
-    finally:
-        subprocess.run(["umount", "--lazy", checkpoints], check=True)
 
 
 def test_a_full_disk_is_survived_and_the_result_is_the_same(small_disk: Job, trained: Job) -> None:
@@ -207,17 +188,11 @@ def test_room_is_counted_for_what_is_still_missing(tmp_path: Path) -> None:
 
 def test_a_read_only_volume_is_one_line(prepared: Job, tmp_path: Path) -> None:
     job = prepared.copy(tmp_path)
-    checkpoints = job.volumes / "checkpoints"
-    marker = (checkpoints / ".svitlo-volume").read_bytes()
-    mount_tmpfs(checkpoints, "size=1m")
-    try:
-        (checkpoints / ".svitlo-volume").write_bytes(marker)
+    with checkpoints_in_memory(job, "1m") as checkpoints:
         subprocess.run(["mount", "-o", "remount,ro", checkpoints], check=True)
         done = job.run("train", check=1)
         assert one_line(done.stderr).startswith(f"error: volume {checkpoints}: not writable")
         assert "mounted read-only" in done.stderr
-    finally:
-        subprocess.run(["umount", "--lazy", checkpoints], check=True)
 
 
 def test_a_missing_marker_is_one_line(prepared: Job, tmp_path: Path) -> None:

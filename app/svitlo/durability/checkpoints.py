@@ -153,7 +153,7 @@ def find_newest(
     if not folder.is_dir():
         return None
     remove_temporaries(folder)
-    candidates = [path for path in (folder / LAST, *folder.glob(_GENERATIONS), folder / BEST) if os.path.lexists(path)]
+    candidates = [path for path in _all_in(folder) if os.path.lexists(path)]
     rejected = []
     # What does not even tell its step comes first, so that it is set aside and not left under a name that is used.
     steps = {path: _step_of(path) for path in candidates}
@@ -200,6 +200,11 @@ def find_best(
     return newest
 
 
+def _all_in(folder: Path) -> list[Path]:
+    """Every name under which a checkpoint of a phase may stand."""
+    return [folder / LAST, *folder.glob(_GENERATIONS), folder / BEST]
+
+
 def set_aside(path: Path, suffix: str) -> Path:
     """Rename a file so that it is not used any more; nothing is deleted. Returns the new name."""
     target = path.with_name(path.name + suffix)
@@ -213,7 +218,7 @@ def set_aside(path: Path, suffix: str) -> Path:
 
 def set_aside_newer(folder: Path, step: int, run_id: str) -> list[Path]:
     """Set aside what is newer than `step` or of another run: a person has chosen to go on from there."""
-    positions = {path: position_of(path) for path in (folder / LAST, *folder.glob(_GENERATIONS), folder / BEST)}
+    positions = {path: position_of(path) for path in _all_in(folder)}
     return [
         set_aside(path, ".superseded")
         for path, position in positions.items()
