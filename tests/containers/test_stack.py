@@ -157,7 +157,7 @@ def test_an_image_comes_with_a_list_of_what_is_in_it(finished: Stack) -> None:
     ("service", "there", "not_there"),
     [
         ("trainer", ["torch", "transformers"], ["datasets", "pandas", "pyarrow", "pip", "nvidia", "triton", "pytest"]),
-        ("data-prep", ["datasets", "tokenizers"], ["torch", "transformers", "pip", "nvidia", "triton", "pytest"]),
+        ("data-prep", ["datasets", "tiktoken"], ["torch", "transformers", "pip", "nvidia", "triton", "pytest"]),
     ],
 )
 def test_an_image_holds_only_what_its_service_needs(

@@ -300,7 +300,7 @@ def test_second_start_is_quick_and_changes_nothing(done: Path) -> None:
         "import sys, time; from pathlib import Path; from svitlo.data.prepare import prepare; "
         "from svitlo.volumes import Volumes; "
         f"print(prepare(Path({str(done / 'config')!r}), Volumes(Path({str(done / 'volumes')!r})))); "
-        "heavy = ('torch', 'datasets', 'numpy', 'tokenizers'); "
+        "heavy = ('torch', 'datasets', 'numpy', 'tiktoken'); "
         "print(time.process_time() < 2, [name for name in heavy if name in sys.modules])"
     )
     done_again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

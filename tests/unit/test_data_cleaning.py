@@ -93,3 +93,8 @@ def test_normalized_ignores_case_and_space() -> None:
 )
 def test_detokenize(raw: str, typed: str) -> None:
     assert detokenize(raw) == typed
+
+
+def test_white_space_that_nobody_wrote_does_not_stop_the_tokenizer() -> None:
+    assert clean_content("a" + " " * 1_500_000 + "b") == "a" + " " * 1_000 + "b"
+    assert clean_content("a" + " \n" * 400 + "b") == "a" + " \n" * 400 + "b"

@@ -160,6 +160,6 @@ def test_pickled_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_importing_the_reader_stays_light() -> None:
-    program = "import sys, svitlo.data.shards; print([n for n in ('numpy', 'torch', 'tokenizers') if n in sys.modules])"
+    program = "import sys, svitlo.data.shards; print([n for n in ('numpy', 'torch', 'tiktoken') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

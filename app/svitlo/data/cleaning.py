@@ -51,6 +51,8 @@ _DOUBLED_COMMA = re.compile(r",\s*,[\s,]*")
 _LINE_START = re.compile(r"\n[,;][,; ]*")
 _LINE_EDGES = re.compile(r"\n[ \n]+")
 _SPACES = re.compile(r"  +")
+_VAST_GAP = re.compile(r"(?<=\s{1000})\s+")
+"""White space that nobody wrote; the tokenizer gives up at a million characters of it."""
 _SPACED_MARKS = (" ,", " .", " ;", " :", " !", " ?")
 
 
@@ -110,7 +112,7 @@ def _fill_holes(text: str) -> str:
 
 def clean_content(text: str) -> str:
     """What somebody said or wrote in a conversation: characters only; code and lists keep their layout."""
-    return clean_characters(text.replace("\t", "    ")).strip()
+    return _VAST_GAP.sub("", clean_characters(text.replace("\t", "    ")).strip())
 
 
 def normalized(text: str) -> str:

@@ -66,14 +66,7 @@ def process(task: Task, batch: list[Raw], tokenizer: Tokenizer) -> list[Outcome]
     """What becomes of each raw document."""
     if task.phase == 2:
         return [conversation(raw, tokenizer, task.window) for raw in batch]
-    texts = [clean_document(raw) for raw in batch if isinstance(raw, Text)]
-    outcomes = [outcome_of(task, text) for text in texts]
-    wanted = [
-        number for number, outcome in enumerate(outcomes) if outcome.dropped is None and _is_wanted(task, outcome)
-    ]
-    for number, tokens in zip(wanted, tokenizer.pack_all([texts[number] for number in wanted]), strict=True):
-        outcomes[number] = outcomes[number]._replace(tokens=tokens + _END_OF_TEXT)
-    return outcomes
+    return [document(task, raw, tokenizer) for raw in batch if isinstance(raw, Text)]
 
 
 def clean_document(raw: Text) -> str:
@@ -82,8 +75,9 @@ def clean_document(raw: Text) -> str:
     return f"{title}\n{body}" if title and body else body
 
 
-def outcome_of(task: Task, text: str) -> Outcome:
-    """What becomes of a clean document, without its tokens."""
+def document(task: Task, raw: Text, tokenizer: Tokenizer) -> Outcome:
+    """What becomes of a document of phase 1."""
+    text = clean_document(raw)
     words = len(text.split())
     if not text:
         return dropped("empty")
@@ -92,7 +86,8 @@ def outcome_of(task: Task, text: str) -> Outcome:
     if not _HAS_LETTER.search(text):
         return dropped("no letters")
     identity = digest(text)
-    return Outcome(None, identity, identity, words)
+    outcome = Outcome(None, identity, identity, words)
+    return outcome._replace(tokens=tokenizer.pack(text) + _END_OF_TEXT) if _is_wanted(task, outcome) else outcome
 
 
 def _is_wanted(task: Task, outcome: Outcome) -> bool:
