@@ -18,16 +18,18 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 YEAR = 365 * 86_400
 CLOCK = """
 import datetime, time
-shift = {shift}
 real_time, real_datetime = time.time, datetime.datetime
+def shifted():
+    with open({file!r}) as file:
+        return real_time() + float(file.read())
 class ShiftedDatetime(real_datetime):
     @classmethod
     def now(cls, tz=None):
-        return real_datetime.fromtimestamp(real_time() + shift, tz)
+        return real_datetime.fromtimestamp(shifted(), tz)
     @classmethod
     def utcnow(cls):
         return cls.now(datetime.timezone.utc).replace(tzinfo=None)
-time.time = lambda: real_time() + shift
+time.time = shifted
 time.time_ns = lambda: int(time.time() * 1e9)
 datetime.datetime = ShiftedDatetime
 """
@@ -35,15 +37,18 @@ datetime.datetime = ShiftedDatetime
 
 @pytest.fixture
 def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """A function that lets every program started from here on see another time, from its first line on."""
+    """A function that shifts the clock of every program started from here on, also while it runs."""
+    folder = tmp_path / "clock"
+    folder.mkdir()
+    shift = folder / "shift"
+    (folder / "sitecustomize.py").write_text(CLOCK.format(file=str(shift)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")])))
 
-    def set_clock(shift: float) -> None:
-        folder = tmp_path / "clock"
-        folder.mkdir(exist_ok=True)
-        (folder / "sitecustomize.py").write_text(CLOCK.format(shift=shift))
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), own_path])))
+    def set_clock(seconds: float) -> None:
+        new = shift.with_suffix(".new")
+        new.write_text(str(seconds))
+        new.rename(shift)
 
-    own_path = os.environ.get("PYTHONPATH", "")
     return set_clock
 
 
@@ -58,9 +63,13 @@ def test_a_clock_that_jumps_by_years_changes_nothing_but_timestamps(
     assert callable(set_clock)
     job = prepared.copy(tmp_path / "job")
 
-    set_clock(+12 * YEAR)
+    set_clock(+24 * YEAR)
     process = job.start("train")
+    wait_for_line(process, r"phase 1 \| step [2-6] of")
+    set_clock(+12 * YEAR)  # back again, while it runs
+    wait_for_line(process, r"phase 1 \| step ([7-9]|1[0-5]) of")
     wait_for_line(process, "phase 1, step 16")
+    assert_sane_times(shown(job))
     kill(process)
     before = last(job, 1)
     assert before["timestamp"] > time.time() + 11 * YEAR, "the program sees the other clock"
@@ -78,10 +87,7 @@ def test_a_clock_that_jumps_by_years_changes_nothing_but_timestamps(
     trainer = known["trainer"]
     assert isinstance(trainer, dict)
     assert str(trainer["updated"]) < "2015", "it is a clock of long ago"
-    age, left = known["trainer_age_seconds"], trainer["seconds_left"]
-    assert isinstance(age, float)
-    assert 0 <= age < 60, "last seen"
-    assert 0 < left < 600, "time left"
+    assert_sane_times(known)
     screen = job.run("status").stdout
     assert "Last report" in screen
     assert " d " not in screen.split("Last events")[0], "nothing takes days"
@@ -102,6 +108,15 @@ def test_a_clock_that_jumps_by_years_changes_nothing_but_timestamps(
         assert 0 <= event.get("seconds", 0) < 600
         assert 0 <= event.get("repeated_seconds", 0) < 600
     assert_backup_works(job, tmp_path)
+
+
+def assert_sane_times(known: dict[str, object]) -> None:
+    trainer = known["trainer"]
+    assert isinstance(trainer, dict)
+    age, left = known["trainer_age_seconds"], trainer["seconds_left"]
+    assert isinstance(age, float)
+    assert 0 <= age < 60, "last seen"
+    assert 0 < left < 600, "time left"
 
 
 def assert_backup_works(job: Job, folder: Path) -> None:
