@@ -14,6 +14,8 @@ from torch import Tensor
 
 CHUNK = 256
 """Positions whose logits exist at one time: 51 MB with 50257 tokens."""
+_TINY = torch.finfo(torch.float32).tiny
+"""A target less probable than this counts as 87 nats."""
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
@@ -103,18 +105,18 @@ class Head:
                 logits = (chunk @ matrix.T).float()
                 if self._sample is not None:
                     logits.add_(self._sample.corrections)
-                normaliser = logits.logsumexp(dim=1, keepdim=True)
-                correct = logits.gather(1, row[:, None])
-                total += float((normaliser - correct).double().sum())
+                # In place, a row at a time while it is in the cache: the logits are read and written only once.
+                probabilities = torch.softmax(logits, dim=1, out=logits)
+                correct = probabilities.gather(1, row[:, None])
+                total -= float(correct.clamp_min_(_TINY).double().log().sum())
                 # The gradient of the cross-entropy with respect to the logits: probabilities minus the one-hot target.
-                probabilities = logits.sub_(normaliser).exp_()
                 probabilities.scatter_add_(1, row[:, None], torch.full_like(correct, -1.0))
-                logits_gradient = probabilities.mul_(scale).to(hidden.dtype)
-                torch.mm(logits_gradient, matrix, out=gradient)
+                logits_gradient = probabilities.to(hidden.dtype)
+                torch.addmm(gradient, logits_gradient, matrix, beta=0, alpha=scale, out=gradient)
                 if hidden.dtype == self._weight.dtype:
-                    self._gradient.addmm_(logits_gradient.T, chunk)
+                    self._gradient.addmm_(logits_gradient.T, chunk, alpha=scale)
                 else:
-                    self._gradient.add_(logits_gradient.T @ chunk)
+                    self._gradient.add_(logits_gradient.T @ chunk, alpha=scale)
         return total, hidden_gradient
 
     def finish(self) -> None:
