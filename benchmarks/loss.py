@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--evaluations", type=int, default=8)
-    parser.add_argument("--only", help="take part only where the name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="take part only where the name contains one of these")
     options = parser.parse_args()
     if not (options.volumes / "data" / "phase1" / "manifest.json").is_file():
         raise SystemExit(
@@ -154,7 +154,7 @@ def main() -> None:
     all_ = [
         one
         for one in competitors(str(options.volumes), options.threads)
-        if not options.only or options.only in one.name
+        if any(part in one.name for part in options.only)
     ]
     race(all_, options.minutes, options.evaluations)
     lines = verdict(all_)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import restart
 from benchmarks.workers import ROOT, Setup, Worker
 from svitlo.training import numerics
 
@@ -210,8 +211,9 @@ def main() -> None:
                 options.rounds,
                 precision,
             )
-    print("\nstart-up (median of 5)")
-    start_up()
+        print("\nstart-up (median of 5)")
+        start_up()
+        restart.measure(volumes, options.threads, rounds=5)
     print("\nsaving (median of 4)")
     save()
 

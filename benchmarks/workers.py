@@ -89,7 +89,7 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("{"):  # the Trainer prints lines of its own
+            if line.startswith('{"'):  # the Trainer prints lines of its own, also in braces
                 answer: dict[str, Any] = json.loads(line)
                 return answer
         raise SystemExit(f"the worker {self.name} ended with code {self._process.wait()}")

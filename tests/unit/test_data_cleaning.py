@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svitlo.data.cleaning import clean_characters, clean_content, clean_text, normalized
+from svitlo.data.cleaning import _ODD, clean_characters, clean_content, clean_text, normalized
 from svitlo.data.dialogue import detokenize
 
 
@@ -98,3 +98,8 @@ def test_detokenize(raw: str, typed: str) -> None:
 def test_white_space_that_nobody_wrote_does_not_stop_the_tokenizer() -> None:
     assert clean_content("a" + " " * 1_500_000 + "b") == "a" + " " * 1_000 + "b"
     assert clean_content("a" + " \n" * 400 + "b") == "a" + " \n" * 400 + "b"
+
+
+def test_nothing_odd_is_printable() -> None:
+    """`clean_characters` looks no further where everything is."""
+    assert not [character for character in _ODD if character.isprintable()]

@@ -53,19 +53,19 @@ _LINE_EDGES = re.compile(r"\n[ \n]+")
 _SPACES = re.compile(r"  +")
 _VAST_GAP = re.compile(r"(?<=\s{1000})\s+")
 """White space that nobody wrote; the tokenizer gives up at a million characters of it."""
+_BRACKET_ENDS = (",)", ";)", ":)", " )", "\n)")
 _SPACED_MARKS = (" ,", " .", " ;", " :", " !", " ?")
 
 
 def clean_characters(text: str) -> str:
     """One kind of space (no tabs) and line end; nothing invisible; composed letters."""
-    if text.isascii() and text.isprintable():
-        return text
-    found = _ODD.keys() & set(text)  # much faster than a pattern: nearly every text has none or a few
-    if "\r" in found:
-        text = text.replace("\r\n", "\n")
-    for character in found:
-        text = text.replace(character, _ODD[character])
-    return unicodedata.normalize("NFC", text)
+    if not text.replace("\n", " ").isprintable():  # nothing odd is printable, and this is fast
+        found = _ODD.keys() & set(text)  # much faster than a pattern: nearly every text has none or a few
+        if "\r" in found:
+            text = text.replace("\r\n", "\n")
+        for character in found:
+            text = text.replace(character, _ODD[character])
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def clean_text(text: str) -> str:
@@ -97,7 +97,8 @@ def _fill_holes(text: str) -> str:
     """Removed templates leave `()`, `(, `, ` ,`, double spaces, and lines that start with a comma or are empty."""
     if "(" in text or "[" in text:
         text = _BRACKET_START.sub("(", text)
-        text = _BRACKET_END.sub(")", text)
+        if any(end in text for end in _BRACKET_ENDS):
+            text = _BRACKET_END.sub(")", text)
         text = _EMPTY_BRACKETS.sub("", text)
     if ",," in text or ", ," in text:
         text = _DOUBLED_COMMA.sub(", ", text)

@@ -42,9 +42,9 @@ def dropped(reason: str) -> Outcome:
     return Outcome(reason)
 
 
-def digest(text: str) -> int:
-    """64 bits of a hash of the text, the same for texts that differ only in case and white space."""
-    return int.from_bytes(hashlib.blake2b(normalized(text).encode(), digest_size=8).digest(), "little")
+def digest(content: str) -> int:
+    """64 bits of a hash of a text, `normalized`: the same for texts that differ only in case and white space."""
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
 
 
 def conversation(raw: Raw, tokenizer: Tokenizer, window: int) -> Outcome:
@@ -60,8 +60,8 @@ def conversation(raw: Raw, tokenizer: Tokenizer, window: int) -> Outcome:
 def _outcome(contents: list[str], split_by: str, tokens: bytes, mask: bytes, changed: str | None = None) -> Outcome:
     return Outcome(
         dropped=None,
-        digest=digest("\n\n".join(contents)),
-        split_digest=digest(split_by),
+        digest=digest(normalized("\n\n".join(contents))),
+        split_digest=digest(normalized(split_by)),
         words=sum(len(content.split()) for content in contents),
         tokens=tokens,
         mask=mask,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from svitlo.data.cleaning import clean_text
+from svitlo.data.cleaning import clean_text, normalized
 from svitlo.data.formats import Raw, Text
 from svitlo.data.instructions import Outcome, conversation, digest, dropped
 from svitlo.data.sanity import size_of
@@ -78,14 +78,15 @@ def clean_document(raw: Text) -> str:
 def document(task: Task, raw: Text, tokenizer: Tokenizer) -> Outcome:
     """What becomes of a document of phase 1."""
     text = clean_document(raw)
-    words = len(text.split())
     if not text:
         return dropped("empty")
+    content = normalized(text)
+    words = content.count(" ") + 1
     if words < task.min_document_words:
         return dropped(f"fewer than {task.min_document_words} words")
     if not _HAS_LETTER.search(text):
         return dropped("no letters")
-    identity = digest(text)
+    identity = digest(content)
     outcome = Outcome(None, identity, identity, words)
     return outcome._replace(tokens=tokenizer.pack(text) + _END_OF_TEXT) if _is_wanted(task, outcome) else outcome
 

@@ -116,17 +116,18 @@ def train_phase(run: PhaseRun) -> None:
 
 
 def warm_up(run: PhaseRun) -> None:
-    """Compute one micro-batch in both modes and forget it.
+    """Compute one sequence in both modes and forget it.
 
     The math libraries set themselves up at their first call, here partly inside parallel regions. Once, on a machine
     with four times as many busy threads as cores, the very first evaluation of a process differed in its last digits
     from the same evaluation in every other process; nothing that counts is computed by a first call any more.
     """
-    batch = run.train.step(run.state.global_step)[:1]
-    head = output_head(run, batch)
+    first = run.train.step(run.state.global_step)[0]
+    sequence = MicroBatch(first.inputs[:1], first.targets[:1])
+    head = output_head(run, [sequence])
     for is_training in (False, True):
         run.model.train(is_training)
-        forward_and_backward(run, head, batch[0], 1.0)
+        forward_and_backward(run, head, sequence, 1.0)
     run.optimizer.forget_gradients()
 
 
