@@ -7,7 +7,8 @@ The Trainer gets so many minutes of its own steps; Svitlo gets a fifth of them, 
 A tuned Trainer (AdamW at 2e-3 with warm-up and cosine, memory kept) is the third competitor. Each one's learning-rate
 schedule is made for the number of steps that its time allows, measured before the race. Clocks count only a
 competitor's own steps: one works while the others wait, so that the noise of the machine hits all alike. Validation is
-the exact full softmax on the same sequences for all, outside of the clocks. Writes loss.json and loss.png.
+the exact full softmax on the same sequences for all, outside of the clocks. Writes loss-phase1.json and .png. With
+`--phase 2 --start CHECKPOINT` all start from the same weights of phase 1 and learn conversations.
 """
 
 from __future__ import annotations
@@ -47,15 +48,22 @@ TUNED = {
 }
 
 
-def competitors(volumes: str, threads: int) -> list[Competitor]:
-    """Who takes part."""
-    base = Setup("trainer", volumes, 0, threads=threads)
+def competitors(base: Setup) -> list[Competitor]:
+    """Who takes part in a race whose Trainer is `base`."""
+    svitlo = replace(base, kind="svitlo")
+    if base.phase == 2:
+        return [
+            Competitor("Trainer, padded to 256, memory kept", base, 1.0),
+            Competitor("Trainer, tuned AdamW, memory kept", replace(base, training=TUNED), 1.0),
+            Competitor("Svitlo, a third of the time", svitlo, 1 / 3),
+            Competitor("Svitlo, the same time", svitlo, 1.0),
+        ]
     return [
         Competitor("Trainer, seed recipe", replace(base, keeps_memory=False), 1.0),
         Competitor("Trainer, tuned AdamW, memory kept", replace(base, training=TUNED), 1.0),
-        Competitor("Svitlo, a fifth of the time", replace(base, kind="svitlo"), 0.2),
-        Competitor("Svitlo, a third of the time", replace(base, kind="svitlo"), 1 / 3),
-        Competitor("Svitlo, the same time", replace(base, kind="svitlo"), 1.0),
+        Competitor("Svitlo, a fifth of the time", svitlo, 0.2),
+        Competitor("Svitlo, a third of the time", svitlo, 1 / 3),
+        Competitor("Svitlo, the same time", svitlo, 1.0),
     ]
 
 
@@ -141,21 +149,29 @@ def main() -> None:
     """The race."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--phase", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--start", default="", help="phase 2: the checkpoint of phase 1 that all start from")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--volumes", type=Path, default=Path("volumes"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--evaluations", type=int, default=8)
     parser.add_argument("--only", nargs="+", default=[""], help="take part only where the name contains one of these")
     options = parser.parse_args()
-    if not (options.volumes / "data" / "phase1" / "manifest.json").is_file():
+    if not (options.volumes / "data" / f"phase{options.phase}" / "manifest.json").is_file():
         raise SystemExit(
             f"{options.volumes}: no prepared data. Run `svitlo prepare`, or name its folder with --volumes"
         )
-    all_ = [
-        one
-        for one in competitors(str(options.volumes), options.threads)
-        if any(part in one.name for part in options.only)
-    ]
+    base = Setup(
+        "trainer",
+        str(options.volumes),
+        0,
+        phase=options.phase,
+        threads=options.threads,
+        seed=options.seed,
+        start=options.start,
+    )
+    all_ = [one for one in competitors(base) if any(part in one.name for part in options.only)]
     race(all_, options.minutes, options.evaluations)
     lines = verdict(all_)
     print("\n".join(lines))
@@ -163,14 +179,16 @@ def main() -> None:
     content: dict[str, Any] = {
         "machine": machine(),
         "minutes": options.minutes,
+        "phase": options.phase,
+        "seed": options.seed,
         "verdict": lines,
         "curves": {
             one.name: {"training": one.setup.training, "num_steps": one.setup.num_steps, "points": one.curve}
             for one in all_
         },
     }
-    (options.output / "loss.json").write_text(json.dumps(content, indent=2) + "\n")
-    draw(all_, options.output / "loss.png")
+    (options.output / f"loss-phase{options.phase}.json").write_text(json.dumps(content, indent=2) + "\n")
+    draw(all_, options.output / f"loss-phase{options.phase}.png")
 
 
 if __name__ == "__main__":

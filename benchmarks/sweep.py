@@ -1,6 +1,6 @@
-"""Recipes against each other: the exact validation loss of each after the same number of tokens.
+"""Recipes against each other: the exact validation loss of each after the same number of sequences.
 
-    python -m benchmarks.sweep recipes.yaml --steps 100 --seeds 1 2 3 --volumes volumes
+    python -m benchmarks.sweep recipes.yaml --sequences 3200 --seeds 1 2 3 --volumes volumes
 
 `recipes.yaml` names what differs from the defaults, in the words of the configuration:
 
@@ -19,12 +19,13 @@ import json
 import os
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.workers import Setup, Worker
+from benchmarks.workers import Setup, Worker, configuration
 
 
 def run(name: str, setup: Setup, evaluations: int) -> dict[str, Any]:
@@ -39,6 +40,12 @@ def run(name: str, setup: Setup, evaluations: int) -> dict[str, Any]:
             if step == setup.num_steps or step % max(1, setup.num_steps // evaluations) == 0:
                 curve.append({"step": step, "tokens": tokens, "loss": worker.ask("evaluate")["loss"]})
     return {**identity(name, setup), "loss": curve[-1]["loss"], "seconds": seconds, "curve": curve}
+
+
+def with_length(setup: Setup, sequences: int) -> Setup:
+    """The setup with the number of steps in which it sees so many sequences."""
+    training = configuration(setup).training
+    return replace(setup, num_steps=sequences // (training.micro_batch * training.gradient_accumulation))
 
 
 def identity(name: str, setup: Setup) -> dict[str, Any]:
@@ -58,7 +65,9 @@ def table(results: list[dict[str, Any]]) -> str:
     """Mean loss of each recipe, best first, with the loss of each seed."""
     losses: dict[str, list[float]] = {}
     for result in sorted(results, key=lambda result: result["seed"]):
-        losses.setdefault(f"{result['name']}, {result['steps']} steps", []).append(result["loss"])
+        losses.setdefault(f"{result['name']}, {result['steps']} steps, phase {result['phase']}", []).append(
+            result["loss"]
+        )
     rows = sorted((statistics.mean(values), name, values) for name, values in losses.items())
     return "\n".join(f"{mean:8.4f}  {name:50} {' '.join(f'{loss:.4f}' for loss in all_)}" for mean, name, all_ in rows)
 
@@ -67,7 +76,7 @@ def main() -> None:
     """All recipes with all seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", type=Path)
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--sequences", type=int, required=True, help="that each run sees: windows or conversations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--phase", type=int, choices=(1, 2), default=1)
     parser.add_argument("--start", default="", help="phase 2: the checkpoint of phase 1 to start from")
@@ -80,16 +89,19 @@ def main() -> None:
     wanted = [
         (
             name,
-            Setup(
-                "svitlo",
-                str(options.volumes),
-                options.steps,
-                phase=options.phase,
-                threads=1,
-                seed=seed,
-                start=options.start,
-                training=recipe.get("training", {}),
-                head=recipe.get("head", {}),
+            with_length(
+                Setup(
+                    "svitlo",
+                    str(options.volumes),
+                    1,
+                    phase=options.phase,
+                    threads=1,
+                    seed=seed,
+                    start=options.start,
+                    training=recipe.get("training", {}),
+                    head=recipe.get("head", {}),
+                ),
+                options.sequences,
             ),
         )
         for seed in options.seeds

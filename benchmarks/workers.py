@@ -19,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from svitlo.config import Phase2Config, load_phase1_config, load_phase2_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,9 +49,9 @@ class Setup:
     start: str = ""
     """Phase 2: a checkpoint of phase 1 to start from; empty: random weights."""
     training: dict[str, Any] = field(default_factory=dict)
-    """`svitlo`: values of the configuration's `training` section; `trainer`: arguments of `TrainingArguments`."""
+    """What differs: `svitlo`: from the configuration's `training` section; `trainer`: from `TrainingArguments`."""
     head: dict[str, Any] = field(default_factory=dict)
-    """Values of the configuration's `head` section."""
+    """What differs from the configuration's `head` section."""
 
 
 class Worker:
@@ -95,6 +97,16 @@ class Worker:
         raise SystemExit(f"the worker {self.name} ended with code {self._process.wait()}")
 
 
+def configuration(setup: Setup) -> Phase2Config:
+    """The default configuration of the phase with what the setup changes."""
+    load = load_phase1_config if setup.phase == 1 else load_phase2_config
+    config = load(ROOT / "config")
+    values = config.model_dump()
+    values["training"] |= {"max_epochs": 1_000, "max_steps": setup.num_steps, "seed": setup.seed, **setup.training}
+    values["head"] |= setup.head
+    return type(config).model_validate(values)
+
+
 # --- the child's end -------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +138,7 @@ def _data(setup: Setup, split: str, micro_batch: int, accumulation: int) -> Any:
     return ConversationBatches(conversations, END_OF_TEXT + 1, micro_batch, accumulation, setup.seed)
 
 
-def _fresh_model(setup: Setup) -> Any:
+def _fresh_model(setup: Setup, dropout: float) -> Any:
     """The 6 × 320 model: random weights from the seed, or a checkpoint's, grown by the padding token in phase 2.
 
     Svitlo's own class, or the same weights in transformers' class for the Trainer.
@@ -141,7 +153,6 @@ def _fresh_model(setup: Setup) -> Any:
 
     vocab_size = END_OF_TEXT + setup.phase
     torch.manual_seed(seed_for("weights", setup.seed))
-    dropout = setup.training.get("dropout", 0.0)
     model = GPT2(ModelConfig(), vocab_size, dropout)
     if setup.start:
         model.load_state_dict(grow_vocabulary(load_checkpoint(Path(setup.start)).model_state_dict, vocab_size))
@@ -180,7 +191,6 @@ def _evaluate(setup: Setup, trained: Any) -> None:
 
 def _svitlo(setup: Setup) -> None:
     """The functions of the real loop, with a progress that says nothing."""
-    from svitlo.config import Phase1Config
     from svitlo.durability.checkpoints import TrainingState
     from svitlo.durability.interruption import Interruption
     from svitlo.training.loop import PhaseRun, train_step, warm_up
@@ -191,10 +201,8 @@ def _svitlo(setup: Setup) -> None:
         def __getattr__(self, name: str) -> Any:
             return lambda *_: None
 
-    config = Phase1Config.model_validate(
-        {"training": {**setup.training, "max_steps": setup.num_steps, "max_epochs": 1_000}, "head": setup.head}
-    )
-    model = _fresh_model(setup)
+    config = configuration(setup)
+    model = _fresh_model(setup, config.training.dropout)
     model.train()
     training = config.training
     train = _data(setup, "train", training.micro_batch, training.gradient_accumulation)
@@ -235,7 +243,8 @@ def _trainer(setup: Setup) -> None:
 
     from svitlo.training.batches import IGNORED
 
-    model = _fresh_model(setup)
+    # The shape, dropout included, belongs to the model and is the same for all.
+    model = _fresh_model(setup, configuration(replace(setup, training={}, head={})).training.dropout)
     data = _data(setup, "train", 1, 1)
     length = 256
     mean_length = length if setup.phase == 1 else float(data._conversations.lengths.mean()) - 1
@@ -289,7 +298,7 @@ def _trainer(setup: Setup) -> None:
         "weight_decay": 0.1,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 8,
-        **{key: value for key, value in setup.training.items() if key != "dropout"},
+        **setup.training,
     }
     Trainer(
         model=model,

@@ -77,17 +77,23 @@ def complete(
 
     With `temperature` 0 the result depends on model and prompt alone, and no random number is drawn.
     """
-    import torch
-
     window = model.shape.positions
     ids = tokenizer.encode(_prompt(prompt, phase))
     ids = ids[-max(1, window - max_new_tokens) :] if len(ids) >= window else ids
+    text = tokenizer.decode(continuation(model, ids, max_new_tokens, temperature))
+    return text.strip() if phase == 2 else text
+
+
+def continuation(model: GPT2, ids: list[int], max_new_tokens: int, temperature: float = 0.0) -> list[int]:
+    """The tokens that the model writes after `ids`, up to its `<|endoftext|>` or the end of the window."""
+    import torch
+
     written: list[int] = []
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            while len(written) < max_new_tokens and len(ids) + len(written) < window:
+            while len(written) < max_new_tokens and len(ids) + len(written) < model.shape.positions:
                 logits = last_logits(model, ids + written)
                 repeated = torch.tensor(sorted(set(written)), dtype=torch.long)
                 values = logits[repeated]
@@ -101,9 +107,7 @@ def complete(
                 written.append(token)
     finally:
         model.train(was_training)
-    # The padding token has no text.
-    text = tokenizer.decode([token for token in written if token < END_OF_TEXT])
-    return text.strip() if phase == 2 else text
+    return [token for token in written if token < END_OF_TEXT]  # the padding token has no text
 
 
 def last_logits(model: GPT2, ids: list[int]) -> Tensor:
