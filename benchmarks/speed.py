@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", type=Path, default=Path("volumes"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     numerics.keep_freed_memory()
     numerics.set_threads(options.threads)
@@ -213,7 +213,7 @@ def main() -> None:
             )
         print("\nstart-up (median of 5)")
         start_up()
-        restart.measure(volumes, options.threads, rounds=5)
+        restart.measure(volumes, options.threads, options.rounds)
     print("\nsaving (median of 4)")
     save()
 
