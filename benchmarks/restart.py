@@ -4,7 +4,7 @@
 
 The full-size model trains with a checkpoint after each step, is killed, and is started again, several times. Counted
 from the start of the process: until the checkpoint is verified and loaded (the line "resumed at"), and until the first
-optimizer step of 8,192 tokens is done.
+optimizer step is done.
 """
 
 from __future__ import annotations

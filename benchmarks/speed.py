@@ -190,7 +190,7 @@ def main() -> None:
         part, whole = {"sampled_fraction": 1.0}, {"sampled_fraction": 0.0}
         precisions = ["fp32", *(["bf16"] if numerics.has_hardware_bf16() else [])]
         for precision in precisions:
-            print(f"\nphase 1, {precision}: an optimizer step of 8,192 tokens")
+            print(f"\nphase 1, {precision}: an optimizer step, 8,192 tokens of the Trainer and 4,096 of ours")
             rows = {
                 "Trainer": setup("trainer", precision=precision, keeps_memory=False),
                 "Trainer, memory kept": setup("trainer", precision=precision),

@@ -164,11 +164,11 @@ class TrainingConfig(Section):
     """Optimizer steps at most; empty means as many as `max_epochs` gives."""
     micro_batch: int = Field(default=4, ge=1)
     """Sequences in one forward and backward pass."""
-    gradient_accumulation: int = Field(default=8, ge=1)
+    gradient_accumulation: int = Field(default=4, ge=1)
     """Micro-batches in one optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon for the matrices of the blocks, AdamW for the rest. `adamw`: AdamW for all."""
-    learning_rate: float = Field(default=2e-3, gt=0, lt=1)
+    learning_rate: float = Field(default=5e-3, gt=0, lt=1)
     """AdamW's, at its peak."""
     muon_learning_rate: float = Field(default=0.02, gt=0, lt=1)
     """Muon's, at its peak."""
@@ -214,7 +214,7 @@ class HeadConfig(Section):
 class EvaluationConfig(Section):
     """When and on how much to measure the validation loss."""
 
-    every_n_steps: int = Field(default=250, ge=1)
+    every_n_steps: int = Field(default=500, ge=1)
     max_sequences: int | None = Field(default=500, ge=1)
     """The first so many validation sequences; empty means all."""
 

@@ -82,6 +82,11 @@ def test_the_configurations_that_come_with_the_project_are_valid(folder: str) ->
     load_phase2_config(ROOT / folder)
 
 
+def test_the_same_job_from_files_trains_in_the_same_way() -> None:
+    assert load_phase1_config(ROOT / "config/offline") == load_phase1_config(ROOT / "config")
+    assert load_phase2_config(ROOT / "config/offline") == load_phase2_config(ROOT / "config")
+
+
 def test_the_default_files_say_what_the_defaults_are() -> None:
     assert load_phase1_config(ROOT / "config") == Phase1Config()
     written = load_phase2_config(ROOT / "config").model_dump()
@@ -93,9 +98,11 @@ def test_the_default_files_say_what_the_defaults_are() -> None:
     }
     assert differences == {
         "training.max_epochs",
+        "training.gradient_accumulation",
         "training.learning_rate",
         "training.muon_learning_rate",
         "training.dropout",
+        "evaluation.every_n_steps",
         "reporting.sample_prompts",
     }
 

@@ -204,10 +204,10 @@ def _batches(
 
 
 def _sample_writer(config: Phase2Config, phase: int) -> Callable[[GPT2], list[tuple[str, str]]]:
-    tokenizer = Tokenizer()
     reporting = config.reporting
 
     def write_samples(model: GPT2) -> list[tuple[str, str]]:
+        tokenizer = Tokenizer()  # read here, and not while a start after a power cut waits for it
         return [
             (prompt, complete(model, tokenizer, prompt, phase, reporting.sample_tokens))
             for prompt in (reporting.sample_prompts if reporting.sample_tokens else [])
