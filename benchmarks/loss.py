@@ -4,11 +4,11 @@
     python -m benchmarks.loss --minutes 30 --volumes volumes --output benchmarks/results
 
 The Trainer gets so many minutes of its own steps; Svitlo gets a fifth of them, and once more as many as the Trainer.
-A tuned Trainer (AdamW at 2e-3 with warm-up and cosine, memory kept) is the third competitor. Each one's learning-rate
-schedule is made for the number of steps that its time allows, measured before the race. Clocks count only a
-competitor's own steps: one works while the others wait, so that the noise of the machine hits all alike. Validation is
-the exact full softmax on the same sequences for all, outside of the clocks. Writes loss-phase1.json and .png. With
-`--phase 2 --start CHECKPOINT` all start from the same weights of phase 1 and learn conversations.
+A tuned Trainer (AdamW at 1e-3 with warm-up and cosine, 4,096 tokens a step, memory kept) is the third competitor. Each
+one's learning-rate schedule is made for the number of steps that its time allows, measured before the race. Clocks
+count only a competitor's own steps: one works while the others wait, so that the noise of the machine hits all alike.
+Validation is the exact full softmax on the same sequences for all, outside of the clocks. Writes loss-phase1.json and
+.png. With `--phase 2 --start CHECKPOINT` all start from the same weights of phase 1 and learn conversations.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Competitor:
 
 
 TUNED = {
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
+    "gradient_accumulation_steps": 4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.02,
     "adam_beta2": 0.95,
