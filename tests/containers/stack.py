@@ -202,9 +202,13 @@ class Stack:
 
 
 def is_idle(processes: list[str]) -> bool:
-    """Whether these are init and `sleep infinity`, and nothing else. A health check may be running beside them."""
+    """Whether these are init and `sleep infinity`, and nothing else. A health check may be running beside them.
+
+    In any order: the engine's is that of their numbers, which begin anew after the kernel's last one.
+    """
     lasting = [command for command in processes if "/tmp/health" not in command]
-    return len(lasting) == 2 and "init" in lasting[0].split()[0] and lasting[1] == "sleep infinity"
+    others = [command for command in lasting if command != "sleep infinity"]
+    return len(lasting) == 2 and len(others) == 1 and "init" in others[0].split()[0]
 
 
 def shards(stack: Stack) -> dict[str, bytes]:
