@@ -52,13 +52,6 @@ TUNED = {
 def competitors(base: Setup) -> list[Competitor]:
     """Who takes part in a race whose Trainer is `base`."""
     svitlo = replace(base, kind="svitlo")
-    if base.phase == 2:
-        return [
-            Competitor("Trainer, padded to 256, memory kept", base, 1.0),
-            Competitor("Trainer, tuned AdamW, memory kept", replace(base, training=TUNED), 1.0),
-            Competitor("Svitlo, a third of the time", svitlo, 1 / 3),
-            Competitor("Svitlo, the same time", svitlo, 1.0),
-        ]
     return [
         Competitor("Trainer, seed recipe", replace(base, keeps_memory=False), 1.0),
         Competitor("Trainer, tuned AdamW, memory kept", replace(base, training=TUNED), 1.0),

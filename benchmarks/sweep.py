@@ -42,10 +42,21 @@ def run(name: str, setup: Setup, evaluations: int) -> dict[str, Any]:
     return {**identity(name, setup), "loss": curve[-1]["loss"], "seconds": seconds, "curve": curve}
 
 
-def with_length(setup: Setup, sequences: int) -> Setup:
-    """The setup with the number of steps in which it sees so many sequences."""
+def setup_of(recipe: dict[str, Any], seed: int, options: argparse.Namespace) -> Setup:
+    """A run of a recipe, with the number of steps in which it sees as many sequences as are asked for."""
+    setup = Setup(
+        "svitlo",
+        str(options.volumes),
+        num_steps=1,
+        phase=options.phase,
+        threads=1,
+        seed=seed,
+        start=options.start,
+        training=recipe.get("training", {}),
+        head=recipe.get("head", {}),
+    )
     training = configuration(setup).training
-    return replace(setup, num_steps=sequences // (training.micro_batch * training.gradient_accumulation))
+    return replace(setup, num_steps=options.sequences // (training.micro_batch * training.gradient_accumulation))
 
 
 def identity(name: str, setup: Setup) -> dict[str, Any]:
@@ -55,9 +66,8 @@ def identity(name: str, setup: Setup) -> dict[str, Any]:
         "phase": setup.phase,
         "steps": setup.num_steps,
         "seed": setup.seed,
-        "training": setup.training,
-        "head": setup.head,
         "start": setup.start,
+        "configuration": configuration(setup).identity(),  # whole, because the defaults may change
     }
 
 
@@ -86,27 +96,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=4)
     options = parser.parse_args()
     recipes = yaml.safe_load(options.recipes.read_text())
-    wanted = [
-        (
-            name,
-            with_length(
-                Setup(
-                    "svitlo",
-                    str(options.volumes),
-                    1,
-                    phase=options.phase,
-                    threads=1,
-                    seed=seed,
-                    start=options.start,
-                    training=recipe.get("training", {}),
-                    head=recipe.get("head", {}),
-                ),
-                options.sequences,
-            ),
-        )
-        for seed in options.seeds
-        for name, recipe in recipes.items()
-    ]
+    wanted = [(name, setup_of(recipe, seed, options)) for seed in options.seeds for name, recipe in recipes.items()]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
     results = [result for result in known if any(identity(*one).items() <= result.items() for one in wanted)]

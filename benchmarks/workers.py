@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -97,10 +97,14 @@ class Worker:
         raise SystemExit(f"the worker {self.name} ended with code {self._process.wait()}")
 
 
+def default_configuration(phase: int) -> Phase2Config:
+    """What the project comes with."""
+    return (load_phase1_config if phase == 1 else load_phase2_config)(ROOT / "config")
+
+
 def configuration(setup: Setup) -> Phase2Config:
-    """The default configuration of the phase with what the setup changes."""
-    load = load_phase1_config if setup.phase == 1 else load_phase2_config
-    config = load(ROOT / "config")
+    """The default configuration of the phase with what a `svitlo` setup changes."""
+    config = default_configuration(setup.phase)
     values = config.model_dump()
     values["training"] |= {"max_epochs": 1_000, "max_steps": setup.num_steps, "seed": setup.seed, **setup.training}
     values["head"] |= setup.head
@@ -244,7 +248,7 @@ def _trainer(setup: Setup) -> None:
     from svitlo.training.batches import IGNORED
 
     # The shape, dropout included, belongs to the model and is the same for all.
-    model = _fresh_model(setup, configuration(replace(setup, training={}, head={})).training.dropout)
+    model = _fresh_model(setup, default_configuration(setup.phase).training.dropout)
     data = _data(setup, "train", 1, 1)
     length = 256
     mean_length = length if setup.phase == 1 else float(data._conversations.lengths.mean()) - 1
