@@ -159,8 +159,8 @@ def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_dire
     matrices = torch.randn(3, 40, 160)
     result = orthogonalised(matrices)
     singular = torch.linalg.svdvals(result)
-    assert singular.min() > 0.6
-    assert singular.max() < 1.3
+    assert singular.min() > 0.43
+    assert singular.max() < 1.57
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     assert ((left @ right) * result).sum((1, 2)).div(40).min() > 0.8
 
