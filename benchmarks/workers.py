@@ -216,7 +216,7 @@ def _svitlo(setup: Setup) -> None:
         state=state,
         model=model,
         optimizer=PhaseOptimizer(model, training),
-        sampler=VocabularySampler(train.target_counts(model.vocab_size), config.head.frequent, config.head.drawn),
+        sampler=VocabularySampler(train.target_counts(model.vocab_size), config.head.sampled_tokens),
         train=train,
         validation=train,
         config=config,

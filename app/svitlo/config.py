@@ -205,10 +205,8 @@ class HeadConfig(Section):
 
     sampled_fraction: float = Field(default=0.8, ge=0, le=1)
     """Share of the steps, from the first, that compute a part of the vocabulary only. 0: always all of it."""
-    frequent: int = Field(default=4_096, ge=1)
-    """The most frequent tokens, always computed, as the targets of the step are."""
-    drawn: int = Field(default=2_048, ge=1)
-    """Others, drawn anew in each step, that stand for all that is left out."""
+    sampled_tokens: int = Field(default=3_072, ge=1)
+    """Drawn anew in each step, on average so many, besides the targets of the step; they stand for all."""
 
 
 class EvaluationConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -68,12 +69,12 @@ def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
         torch.testing.assert_close(weight.grad, expected_weight, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_drawn", [None, 10])
-def test_gradients_of_two_micro_batches_add_up(num_drawn: int | None) -> None:
+@pytest.mark.parametrize("num_tokens", [None, 15])
+def test_gradients_of_two_micro_batches_add_up(num_tokens: int | None) -> None:
     """With the whole vocabulary and with a part of it."""
     weight = torch.nn.Parameter(torch.randn(50, 8))
     hidden, targets = torch.randn(6, 8), torch.randint(0, 50, (6,))
-    sample = VocabularySampler(torch.arange(50), 5, num_drawn).draw(targets, 1) if num_drawn else None
+    sample = VocabularySampler(torch.arange(50), num_tokens).draw(targets, 1) if num_tokens else None
     whole = _head_gradient(weight, hidden, targets, sample, slice(0, 6))
     torch.testing.assert_close(_head_gradient(weight, hidden, targets, sample, slice(0, 2), slice(2, 6)), whole)
 
@@ -81,7 +82,7 @@ def test_gradients_of_two_micro_batches_add_up(num_drawn: int | None) -> None:
 def test_a_sample_that_is_the_whole_vocabulary_changes_nothing() -> None:
     weight = torch.nn.Parameter(torch.randn(50, 8))
     hidden, targets = torch.randn(6, 8), torch.randint(0, 50, (6,))
-    sample = VocabularySampler(torch.arange(50), 5, 1_000).draw(targets, 1)
+    sample = VocabularySampler(torch.arange(50), 50).draw(targets, 1)
     exact = _head_gradient(weight, hidden, targets, None, slice(0, 6))
     torch.testing.assert_close(_head_gradient(weight, hidden, targets, sample, slice(0, 6)), exact)
 
@@ -102,20 +103,28 @@ def _head_gradient(
     return weight.grad.clone()
 
 
-def test_a_sample_of_the_vocabulary_holds_the_targets_and_the_frequent_and_weighs_the_others() -> None:
-    counts = torch.arange(1_000)
+def test_a_sample_holds_the_targets_and_tokens_weighed_by_how_seldom_they_are_drawn() -> None:
+    counts = torch.tensor([0] * 100 + [10] * 800 + [100_000] * 100)
     targets = torch.tensor([3, 3, 500])
-    sample = VocabularySampler(counts, 100, 50).draw(targets, 7)
-    tokens = set(sample.tokens.tolist())
-    assert tokens >= set(range(900, 1_000)) | {3, 500}
-    assert len(tokens) == 152
-    assert sample.tokens.equal(sample.tokens.sort().values)
-    exact = torch.isin(sample.tokens, torch.tensor([3, 500, *range(900, 1_000)]))
-    assert sample.corrections[exact].eq(0).all()
-    torch.testing.assert_close(sample.corrections[~exact], torch.full((50,), math.log(898 / 50)))
-    again = VocabularySampler(counts, 100, 50).draw(targets, 7)
-    assert again.tokens.equal(sample.tokens)
-    assert not VocabularySampler(counts, 100, 50).draw(targets, 8).tokens.equal(sample.tokens)
+    sampler = VocabularySampler(counts, 200)
+    samples = [sampler.draw(targets, seed) for seed in range(400)]
+    share = torch.stack([torch.isin(torch.arange(1_000), sample.tokens) for sample in samples]).double().mean(0)
+    assert share[[3, 500]].eq(1).all()
+    assert share[900:].eq(1).all(), "what is very frequent is always there"
+    others = share[100:500].mean().item()
+    assert share[4:100].mean().item() == pytest.approx(others / 11**0.75, rel=0.2), (
+        "in proportion to (count + 1) ** 0.75"
+    )
+    assert statistics.mean(len(sample.tokens) for sample in samples) == pytest.approx(202, abs=2)
+    for sample in samples[:3]:
+        assert sample.tokens.equal(sample.tokens.sort().values)
+        is_certain = torch.isin(sample.tokens, torch.tensor([3, 500, *range(900, 1_000)]))
+        assert sample.corrections[is_certain].eq(0).all()
+        is_one_of_the_800 = ~is_certain & (sample.tokens >= 100)
+        expected = torch.full((int(is_one_of_the_800.sum()),), -math.log(others))
+        torch.testing.assert_close(sample.corrections[is_one_of_the_800], expected, atol=0.02, rtol=0)
+    assert sampler.draw(targets, 7).tokens.equal(samples[7].tokens)
+    assert not samples[8].tokens.equal(samples[7].tokens)
 
 
 def test_the_sampled_loss_is_close_to_the_exact_one_on_average() -> None:
@@ -124,7 +133,7 @@ def test_the_sampled_loss_is_close_to_the_exact_one_on_average() -> None:
     weight = torch.nn.Parameter(torch.randn(2_000, 16) * 0.3)
     hidden, targets = torch.randn(64, 16), torch.randint(0, 2_000, (64,))
     exact = head_loss(hidden, weight, targets) / 64
-    sampler = VocabularySampler(torch.arange(2_000), 200, 200)
+    sampler = VocabularySampler(torch.arange(2_000), 400)
     losses = [
         Head(weight, sampler.draw(targets, seed)).loss_and_gradient(hidden, targets, 1.0)[0] / 64 for seed in range(40)
     ]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 CHUNK = 256
 """Positions whose logits exist at one time: 51 MB with 50257 tokens."""
+_EXPONENT = 0.75
+"""Of a token's frequency, in its probability to be drawn."""
 _TINY = torch.finfo(torch.float32).tiny
 """A target less probable than this counts as 87 nats."""
 
@@ -43,34 +45,42 @@ class VocabularySample:
 
 
 class VocabularySampler:
-    """Draws the part of the vocabulary for a step: the frequent tokens, the step's targets, and some of the others.
+    """Draws the part of the vocabulary for a step: the step's targets, and others the likelier the more frequent.
 
     Importance sampling of the softmax's normaliser (Bengio and Senécal, "Adaptive Importance Sampling to Accelerate
     Training of a Neural Probabilistic Language Model", 2008), with one sample shared by all positions of a step (Jean
-    et al., "On Using Very Large Target Vocabulary", 2015): each drawn token stands for others / drawn tokens.
+    et al., "On Using Very Large Target Vocabulary", 2015). Each token is drawn or not, independent of the others, and
+    one that is drawn with probability p stands for 1 / p tokens (Horvitz and Thompson, 1952). p is proportional to
+    (count + 1)^0.75, word2vec's choice (Mikolov et al., 2013), and 1 for the most frequent tokens.
     """
 
-    def __init__(self, counts: Tensor, num_frequent: int, num_drawn: int) -> None:
-        """`counts` [vocabulary]: how often each token is a target in the training data."""
-        self._num_drawn = num_drawn
-        # Stable, so that tokens that are equally frequent come in one order everywhere.
-        self._frequent = counts.sort(descending=True, stable=True).indices[:num_frequent]
-        self._vocab_size = len(counts)
+    def __init__(self, counts: Tensor, num_tokens: int) -> None:
+        """`counts` [vocabulary]: how often each token is a target in training; `num_tokens`: size of a draw."""
+        probabilities = _capped((counts.double() + 1) ** _EXPONENT, num_tokens)
+        self._probabilities = probabilities.float()
+        self._corrections = -probabilities.log().float()
 
     def draw(self, targets: Tensor, seed: int) -> VocabularySample:
         """The sample for a step with these `targets`; a pure function of both arguments."""
-        is_exact = torch.zeros(self._vocab_size, dtype=torch.bool)
-        is_exact[self._frequent] = True
-        is_exact[targets] = True
-        others = (~is_exact).nonzero().squeeze(1)
-        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-        drawn = others[order[: self._num_drawn]]
-        correction = torch.zeros(self._vocab_size)
-        if len(drawn):
-            correction[drawn] = torch.log(torch.tensor(len(others) / len(drawn)))
-        is_exact[drawn] = True
-        tokens = is_exact.nonzero().squeeze(1)
-        return VocabularySample(tokens, correction[tokens])
+        generator = torch.Generator().manual_seed(seed)
+        is_drawn = torch.rand(len(self._probabilities), generator=generator) < self._probabilities
+        is_drawn[targets] = True
+        corrections = self._corrections.clone()
+        corrections[targets] = 0
+        tokens = is_drawn.nonzero().squeeze(1)
+        return VocabularySample(tokens, corrections[tokens])
+
+
+def _capped(weights: Tensor, total: int) -> Tensor:
+    """Probabilities that add up to `total` and are proportional to the weights wherever they are below 1."""
+    is_certain = torch.zeros(len(weights), dtype=torch.bool)
+    while total < len(weights):
+        scale = (total - is_certain.sum()) / weights[~is_certain].sum()
+        grown = is_certain | (weights * scale >= 1)
+        if grown.equal(is_certain):
+            return (weights * scale).masked_fill(is_certain, 1)
+        is_certain = grown
+    return torch.ones_like(weights)
 
 
 class Head:

@@ -104,7 +104,7 @@ def prepare_phase(
         state=state,
         model=model,
         optimizer=optimizer,
-        sampler=VocabularySampler(train.target_counts(state.vocab_size), config.head.frequent, config.head.drawn),
+        sampler=VocabularySampler(train.target_counts(state.vocab_size), config.head.sampled_tokens),
         train=train,
         validation=validation,
         config=config,
