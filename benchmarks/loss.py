@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import machine
-from benchmarks.workers import Setup, Worker
+from benchmarks.workers import Setup, Worker, configuration
 
 
 @dataclass
@@ -61,21 +61,30 @@ def competitors(base: Setup) -> list[Competitor]:
     ]
 
 
+def steps_of(setup: Setup) -> list[tuple[float, Setup]]:
+    """The kinds of steps that a run consists of, with their shares: the last of Svitlo's take the whole vocabulary."""
+    probe = replace(setup, num_steps=100)
+    if setup.kind == "trainer":
+        return [(1.0, probe)]
+    sampled = configuration(probe).head.sampled_fraction
+    return [(sampled, probe), (1 - sampled, replace(probe, head={**setup.head, "sampled_fraction": 0}))]
+
+
 def seconds_per_step(all_: list[Competitor]) -> dict[str, float]:
-    """Medians of 3 steps of each kind of competitor, in turns."""
-    kinds = {repr(replace(one.setup, num_steps=100)): one for one in all_}
+    """Means over a run, from medians of 3 steps of each kind, in turns."""
+    kinds = {repr(step): step for one in all_ for _, step in steps_of(one.setup)}
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     with contextlib.ExitStack() as stack:
-        workers = {
-            kind: stack.enter_context(Worker(one.name, replace(one.setup, num_steps=100)))
-            for kind, one in kinds.items()
-        }
+        workers = {kind: stack.enter_context(Worker(kind, setup)) for kind, setup in kinds.items()}
         for worker in workers.values():
             worker.ask("step")
         for _ in range(3):
             for kind, worker in workers.items():
                 times[kind].append(worker.ask("step")["seconds"])
-    return {one.name: statistics.median(times[repr(replace(one.setup, num_steps=100))]) for one in all_}
+    return {
+        one.name: sum(share * statistics.median(times[repr(step)]) for share, step in steps_of(one.setup))
+        for one in all_
+    }
 
 
 def race(all_: list[Competitor], minutes: float, evaluations: int) -> None:
