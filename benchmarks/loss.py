@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def seconds_per_step(all_: list[Competitor]) -> dict[str, float]:
     }
 
 
-def race(all_: list[Competitor], minutes: float, evaluations: int) -> None:
-    """Train all of them to the end of their time."""
+def race(all_: list[Competitor], minutes: float, evaluations: int, write: Callable[[], None]) -> None:
+    """Train all of them to the end of their time; `write` is called after each evaluation."""
     times = seconds_per_step(all_)
     with contextlib.ExitStack() as stack:
         workers = []
@@ -113,6 +114,7 @@ def race(all_: list[Competitor], minutes: float, evaluations: int) -> None:
                             f"{one.name}: {one.seconds / 60:.1f} min, {one.tokens:,.0f} tokens, loss {loss:.4f}",
                             flush=True,
                         )
+                        write()
 
 
 def draw(all_: list[Competitor], path: Path) -> None:
@@ -124,20 +126,21 @@ def draw(all_: list[Competitor], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
     for one in all_:
-        points = [(point["seconds"] / 60, point["loss"]) for point in one.curve]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=one.name)
+        minutes = [point["seconds"] / 60 for point in one.curve]
+        axes.plot(minutes, [point["loss"] for point in one.curve], marker="o", markersize=3, label=one.name)
     axes.set_xlabel("minutes of training, validation not counted")
     axes.set_ylabel("validation loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path)
+    pyplot.close(figure)
 
 
 def verdict(all_: list[Competitor]) -> list[str]:
-    """When each Svitlo run passed the final loss of each Trainer."""
+    """When each Svitlo run passed the final loss of each Trainer that has reached its end."""
     lines = []
-    for trainer in (one for one in all_ if one.setup.kind == "trainer"):
+    for trainer in (one for one in all_ if one.setup.kind == "trainer" and one.steps == one.setup.num_steps):
         goal = trainer.curve[-1]["loss"]
         for one in (one for one in all_ if one.setup.kind == "svitlo"):
             passed = next((point["seconds"] for point in one.curve if point["loss"] <= goal), None)
@@ -175,23 +178,25 @@ def main() -> None:
         start=options.start,
     )
     all_ = [one for one in competitors(base) if any(part in one.name for part in options.only)]
-    race(all_, options.minutes, options.evaluations)
-    lines = verdict(all_)
-    print("\n".join(lines))
     options.output.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {
-        "machine": machine(),
-        "minutes": options.minutes,
-        "phase": options.phase,
-        "seed": options.seed,
-        "verdict": lines,
-        "curves": {
-            one.name: {"training": one.setup.training, "num_steps": one.setup.num_steps, "points": one.curve}
-            for one in all_
-        },
-    }
-    (options.output / f"loss-phase{options.phase}.json").write_text(json.dumps(content, indent=2) + "\n")
-    draw(all_, options.output / f"loss-phase{options.phase}.png")
+
+    def write() -> None:
+        content: dict[str, Any] = {
+            "machine": machine(),
+            "minutes": options.minutes,
+            "phase": options.phase,
+            "seed": options.seed,
+            "verdict": verdict(all_),
+            "curves": {
+                one.name: {"training": one.setup.training, "num_steps": one.setup.num_steps, "points": one.curve}
+                for one in all_
+            },
+        }
+        (options.output / f"loss-phase{options.phase}.json").write_text(json.dumps(content, indent=2) + "\n")
+        draw(all_, options.output / f"loss-phase{options.phase}.png")
+
+    race(all_, options.minutes, options.evaluations, write)
+    print("\n".join(verdict(all_)))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ class Trainer:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
         )
         assert process.stdout is not None
-        seconds, said = [], ""
+        seconds: list[float] = []
+        said = ""
         for line in process.stdout:
             said += line
             if marks[len(seconds)] in line:
