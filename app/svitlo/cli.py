@@ -137,7 +137,7 @@ def status(config_dir: Path, volumes_dir: Path, json_wanted: bool) -> None:
 @_common
 def verify(config_dir: Path, volumes_dir: Path) -> None:
     """Check every shard, checkpoint and exported file."""
-    from svitlo.durability.backup import verify_volumes
+    from svitlo.durability.verification import verify_volumes
 
     if not verify_volumes(Volumes(volumes_dir)):
         sys.exit(1)

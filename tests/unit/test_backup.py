@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from svitlo.durability import backup as module
-from svitlo.durability.backup import BackupError, backup, new_run, restore, verify_backup, verify_volumes
+from svitlo.durability.backup import BackupError, backup, new_run, restore, verify_backup
 from svitlo.durability.checkpoints import TrainingState, find_newest, mark_best, save_checkpoint
 from svitlo.durability.files import exclusive_lock
 from svitlo.durability.sums import write_sums
+from svitlo.durability.verification import verify_volumes
 from svitlo.errors import VolumeError
 from svitlo.reporting.screen import as_json
 from svitlo.volumes import MARKER, Volumes

@@ -21,7 +21,7 @@ from svitlo.durability.files import (
     write_json,
 )
 from svitlo.durability.sums import SUMS, read_sums, sum_problem, write_sums
-from svitlo.errors import DataError, SvitloError, VolumeError
+from svitlo.errors import SvitloError, VolumeError
 from svitlo.reporting.events import now_as_text, print_line
 from svitlo.reporting.status import file_size
 from svitlo.volumes import VOLUME_NAMES, Volumes
@@ -241,51 +241,6 @@ def new_run(volumes: Volumes) -> str:
     with _alone(volumes), _explained(volumes.root):
         aside = _move_aside(volumes, RUN_VOLUMES)
     return "there was no run to move aside" if aside is None else f"the run before is now in {aside}"
-
-
-def verify_volumes(volumes: Volumes, say: Say = print_line) -> bool:
-    """Check shards, checkpoints and exported files, and say of each what was found. Returns whether all are good."""
-    from svitlo.data.shards import SPLITS, DataNotReady, file_problem, load_manifest
-    from svitlo.durability.checkpoints import load_checkpoint
-
-    problems = num_files = 0
-
-    def report(path: Path, problem: str | None) -> None:
-        nonlocal problems, num_files
-        num_files += 1
-        problems += problem is not None
-        say(f"{path.relative_to(volumes.root)}: {problem or 'good'}")
-
-    for phase in (1, 2):
-        folder = volumes.data(phase)
-        try:
-            manifest = load_manifest(folder)
-        except DataNotReady:
-            say(f"data of phase {phase}: not prepared (yet)")
-            continue
-        except DataError as error:
-            report(folder / "manifest.json", str(error))
-            continue
-        for split in SPLITS:
-            for shard in manifest.shards(split):
-                for file in shard.files:
-                    report(folder / file.name, file_problem(folder, file) or None)
-    for path in sorted((volumes.root / "checkpoints").glob("phase*/*.pt")):
-        try:
-            load_checkpoint(path, int(path.parent.name[-1]))
-        except SvitloError as error:
-            if path.exists():  # and was not just removed by a trainer, as older ones are
-                report(path, str(error))
-        else:
-            report(path, None)
-    if volumes.model.is_dir():
-        try:
-            for name, expected in read_sums(volumes.model).items():
-                report(volumes.model / name, sum_problem(volumes.model, name, expected))
-        except DataError as error:
-            report(volumes.model, str(error))
-    say(f"{num_files} files checked: " + ("all good" if not problems else f"{problems} NOT GOOD"))
-    return not problems
 
 
 def _newest(checkpoints: Path) -> tuple[str, int, int] | None:

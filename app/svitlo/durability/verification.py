@@ -1,0 +1,55 @@
+"""Whether everything on the volumes is what was once written there: shards, checkpoints, the exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from svitlo.data.shards import SPLITS, DataNotReady, file_problem, load_manifest
+from svitlo.durability.checkpoints import load_checkpoint
+from svitlo.durability.sums import read_sums, sum_problem
+from svitlo.errors import DataError, SvitloError
+from svitlo.reporting.events import print_line
+from svitlo.volumes import Volumes
+
+
+def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) -> bool:
+    """Check shards, checkpoints and exported files, and say of each what was found. Returns whether all are good."""
+    problems = num_files = 0
+
+    def report(path: Path, problem: str | None) -> None:
+        nonlocal problems, num_files
+        num_files += 1
+        problems += problem is not None
+        say(f"{path.relative_to(volumes.root)}: {problem or 'good'}")
+
+    for phase in (1, 2):
+        folder = volumes.data(phase)
+        try:
+            manifest = load_manifest(folder)
+        except DataNotReady:
+            say(f"data of phase {phase}: not prepared (yet)")
+            continue
+        except DataError as error:
+            report(folder / "manifest.json", str(error))
+            continue
+        for split in SPLITS:
+            for shard in manifest.shards(split):
+                for file in shard.files:
+                    report(folder / file.name, file_problem(folder, file) or None)
+    for path in sorted((volumes.root / "checkpoints").glob("phase*/*.pt")):
+        try:
+            load_checkpoint(path, int(path.parent.name[-1]))
+        except SvitloError as error:
+            if path.exists():  # and was not just removed by a trainer, as older ones are
+                report(path, str(error))
+        else:
+            report(path, None)
+    if volumes.model.is_dir():
+        try:
+            for name, expected in read_sums(volumes.model).items():
+                report(volumes.model / name, sum_problem(volumes.model, name, expected))
+        except DataError as error:
+            report(volumes.model, str(error))
+    say(f"{num_files} files checked: " + ("all good" if not problems else f"{problems} NOT GOOD"))
+    return not problems
