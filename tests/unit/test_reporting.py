@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from svitlo.config import HeadConfig, Phase1Config, ReportingConfig, TrainingConfig
+from svitlo.durability.checkpoints import TrainingState
 from svitlo.durability.interruption import ProcessRecord, Traces
 from svitlo.reporting import status as status_module
 from svitlo.reporting.events import EventLog, read_events
 from svitlo.reporting.metrics import MetricsLog, comparable, last_step, read_metrics
+from svitlo.reporting.progress import Progress
 from svitlo.reporting.screen import as_json
 from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
+from svitlo.training.loop import PhaseRun
 from svitlo.volumes import Volumes
 
 
@@ -173,3 +179,27 @@ def test_the_last_step_is_found_without_reading_all_of_a_long_file(tmp_path: Pat
     with open(path, "ab") as file:
         file.write(b'{"kind": "step", "phase": 2, "st')
     assert last_step(path) == (2, 2_999)
+
+
+def test_the_time_left_counts_the_last_steps_for_as_long_as_they_take(tmp_path: Path) -> None:
+    """Steps with the whole vocabulary, at the end of the phase, take about twice as long as those before."""
+    volumes = Volumes(tmp_path)
+    (tmp_path / "logs").mkdir()
+    config = Phase1Config(
+        training=TrainingConfig(max_epochs=1), head=HeadConfig(sampled_fraction=0.8), reporting=ReportingConfig()
+    )
+    state = TrainingState(1, 100, {}, {}, "", "", {}, "")
+    progress = Progress(volumes, ReportingConfig(line_every_seconds=1e-9))
+    unused: Any = None
+    run = PhaseRun(state, unused, unused, unused, unused, unused, config, tmp_path, unused, progress, unused)
+    run.train = SimpleNamespace(steps_per_epoch=200)  # type: ignore[assignment]
+    seconds = [1.0] * 160 + [2.0] * 40
+    try:
+        for step, cost in enumerate(seconds):
+            state.global_step = step + 1
+            progress.step(state, 1e-3, 1.0, 4096, cost)
+            if step in (0, 100, 159, 160, 180, 199):
+                progress.update(state, run.num_steps, 1, run.work_left)
+                assert read_status(volumes.status).seconds_left == pytest.approx(sum(seconds[step + 1 :]))
+    finally:
+        progress.close()

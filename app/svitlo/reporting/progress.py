@@ -7,6 +7,7 @@ import faulthandler
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -209,8 +210,11 @@ class Progress:
         )
         self._status.update(loss=state.loss, learning_rate=learning_rate)
 
-    def update(self, state: TrainingState, num_steps: int, max_epochs: int) -> None:
-        """Print the progress line and write the status, when it is time to."""
+    def update(self, state: TrainingState, num_steps: int, max_epochs: int, work_left: Callable[[int], float]) -> None:
+        """Print the progress line and write the status, when it is time to.
+
+        `work_left` gives what a step and all after it cost, in any unit: not all steps take equally long.
+        """
         now = time.monotonic()
         if now - self._printed_at < self._config.line_every_seconds:
             return
@@ -226,7 +230,9 @@ class Progress:
         )
         if self._recent:
             self._status["tokens_per_second"] = tokens / seconds
-            self._status["seconds_left"] = (num_steps - state.global_step) * seconds / len(self._recent)
+            left = work_left(state.global_step)
+            done = work_left(state.global_step - len(self._recent)) - left
+            self._status["seconds_left"] = seconds * left / done
         self._write(state="training")
         set_health(True, f"training, phase {state.phase}")
         print_line(progress_line(Status(**self._status)))

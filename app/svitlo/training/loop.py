@@ -6,6 +6,7 @@ from the last checkpoint with the same bits.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.schedule import learning_rate_fraction
 
 _SECONDS_BEFORE_SAVING_AGAIN = 30.0
+_WORK_WITH_WHOLE_HEAD = {1: 2.0, 2: 1.4}
+"""By phase: how many times as long as with a sampled vocabulary a step takes (docs/performance.md)."""
 
 
 class SaveSchedule:
@@ -89,6 +92,16 @@ class PhaseRun:
         """Optimizer steps of the whole phase."""
         return planned_steps(self.config, self.train)
 
+    @property
+    def num_sampled_steps(self) -> int:
+        """Optimizer steps at the beginning that compute a part of the vocabulary only."""
+        return math.ceil(self.config.head.sampled_fraction * self.num_steps)
+
+    def work_left(self, step: int) -> float:
+        """From `step` to the end of the phase, in optimizer steps with a sampled vocabulary."""
+        num_whole = self.num_steps - max(step, self.num_sampled_steps)
+        return max(0, self.num_sampled_steps - step) + num_whole * _WORK_WITH_WHOLE_HEAD[self.state.phase]
+
 
 def planned_steps(config: Phase2Config, train: Batches) -> int:
     """Optimizer steps that `max_epochs` and `max_steps` allow."""
@@ -111,7 +124,7 @@ def train_phase(run: PhaseRun) -> None:
             state.finished = reason_to_finish(run)
         elif train_step(run) and schedule.is_due(state.global_step) and not is_evaluation_due(run):
             save(run, schedule)  # before an evaluation the state is saved anyway
-        run.progress.update(state, run.num_steps, run.config.training.max_epochs)
+        run.progress.update(state, run.num_steps, run.config.training.max_epochs, run.work_left)
     save_at_any_price(run, schedule)
 
 
@@ -169,7 +182,7 @@ def train_step(run: PhaseRun) -> bool:
 def output_head(run: PhaseRun, batch: list[MicroBatch]) -> Head:
     """The head for one step: over a part of the vocabulary at first, over all of it at the end of the phase."""
     state, weight = run.state, run.model.lm_head.weight
-    if state.global_step >= run.config.head.sampled_fraction * run.num_steps:
+    if state.global_step >= run.num_sampled_steps:
         return Head(weight)
     targets = torch.cat([micro_batch.targets[micro_batch.targets != IGNORED] for micro_batch in batch])
     seed = seed_for("head", run.config.training.seed, state.phase, state.global_step)
