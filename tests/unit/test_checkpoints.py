@@ -7,6 +7,7 @@ import itertools
 import os
 import pickle
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -248,20 +249,37 @@ def test_fsync_comes_before_rename_and_the_folder_after(tmp_path: Path, monkeypa
     assert checkpoints.LAST == LAST
 
 
-def test_saving_is_as_often_as_configured_unless_it_is_slow() -> None:
+def saves_in_an_hour(costs: Iterator[float]) -> list[float]:
+    """When a job with steps of 6 s saves, if its saves take so long."""
     now = [0.0]
     schedule = SaveSchedule(CheckpointConfig(save_every_seconds=60, max_cost=0.01), clock=lambda: now[0])
-    assert not schedule.is_due(1)
-    now[0] = 60
-    assert schedule.is_due(2)
-    schedule.saved(2, seconds=0.5)
-    assert schedule.interval == 60
-    now[0] = 120
-    assert schedule.is_due(3)
-    schedule.saved(3, seconds=3.0)
-    assert schedule.interval == 300, "3 s of saving are 1 % of 300 s"
-    now[0] = 180
-    assert not schedule.is_due(4)
+    saved_at = []
+    while now[0] < 3600:
+        now[0] += 6.0
+        if schedule.is_due(len(saved_at)):
+            saved_at.append(now[0])
+            cost = next(costs)
+            now[0] += cost
+            schedule.saved(len(saved_at), cost)
+    return saved_at
+
+
+def test_saving_is_as_often_as_configured_unless_it_is_slow() -> None:
+    fast, slow = saves_in_an_hour(itertools.repeat(0.5)), saves_in_an_hour(itertools.repeat(3.0))
+    assert {later - earlier for earlier, later in itertools.pairwise(fast)} == {60.5}
+    assert {later - earlier for earlier, later in itertools.pairwise(slow)} == {303.0}, "3 s are 1 % of 300 s"
+
+
+def test_a_single_slow_save_puts_the_next_one_off_by_nothing() -> None:
+    costs = itertools.cycle([0.5, 0.5, 5.0, 0.5, 0.5])
+    gaps = [later - earlier for earlier, later in itertools.pairwise(saves_in_an_hour(costs))]
+    assert max(gaps) == 65.0
+
+
+def test_a_disk_that_becomes_slow_is_noticed_after_three_saves() -> None:
+    costs = itertools.chain([0.5] * 10, itertools.repeat(10.0))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(saves_in_an_hour(costs))]
+    assert gaps[9:14] == [60.5, 70.0, 70.0, 1012.0, 1012.0]
 
 
 def test_no_more_than_the_interval_is_ever_at_stake() -> None:

@@ -7,7 +7,9 @@ from the last checkpoint with the same bits.
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +29,15 @@ from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.schedule import learning_rate_fraction
 
 _SECONDS_BEFORE_SAVING_AGAIN = 30.0
+_RECENT_SAVES = 5
 _WORK_WITH_WHOLE_HEAD = {1: 2.0, 2: 1.4}
 """By phase: how many times as long as with a sampled vocabulary a step takes (docs/performance.md)."""
 
 
 class SaveSchedule:
     """When the next periodic save is due: as early as configured, later where saving is slow.
+
+    How slow is the median of the last saves: a single slow one, on a disk that was busy for a moment, changes nothing.
 
     Asked after each step. It looks one step ahead, because a power cut at the end of the next step would take that step
     too: with steps of 6 s and an interval of 60 s, the save comes after 54 to 60 s.
@@ -42,13 +47,13 @@ class SaveSchedule:
         self._config = config
         self._clock = clock
         self._saved_at = self._asked_at = clock()
-        self._cost = 0.0
+        self._costs: deque[float] = deque(maxlen=_RECENT_SAVES)
         self._step = -1
 
     @property
-    def interval(self) -> float:
-        """Seconds between two saves."""
-        return max(self._config.save_every_seconds, self._cost / self._config.max_cost)
+    def affordable_interval(self) -> float:
+        """Seconds between two saves at which they cost no more than is allowed."""
+        return statistics.median(self._costs or [0.0]) / self._config.max_cost
 
     def is_due(self, step: int) -> bool:
         every = self._config.save_every_n_steps
@@ -56,13 +61,13 @@ class SaveSchedule:
         now = self._clock()
         seconds_of_a_step, self._asked_at = now - self._asked_at, now
         seconds = now - self._saved_at
-        is_affordable = seconds >= self._cost / self._config.max_cost
+        is_affordable = seconds >= self.affordable_interval
         return is_milestone or (is_affordable and seconds + seconds_of_a_step > self._config.save_every_seconds)
 
     def saved(self, step: int, seconds: float) -> None:
         """Note that a save (or the attempt) has just ended and what it cost."""
         self._saved_at = self._asked_at = self._clock()
-        self._cost = max(seconds, (self._cost + seconds) / 2)  # one fast save does not make the disk fast
+        self._costs.append(seconds)
         self._step = step
 
 
