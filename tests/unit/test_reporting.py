@@ -185,9 +185,7 @@ def test_the_time_left_counts_the_last_steps_for_as_long_as_they_take(tmp_path: 
     """Steps with the whole vocabulary, at the end of the phase, take about twice as long as those before."""
     volumes = Volumes(tmp_path)
     (tmp_path / "logs").mkdir()
-    config = Phase1Config(
-        training=TrainingConfig(max_epochs=1), head=HeadConfig(sampled_fraction=0.8), reporting=ReportingConfig()
-    )
+    config = Phase1Config(training=TrainingConfig(max_epochs=1), head=HeadConfig(sampled_fraction=0.8))
     state = TrainingState(1, 100, {}, {}, "", "", {}, "")
     progress = Progress(volumes, ReportingConfig(line_every_seconds=1e-9))
     unused: Any = None

@@ -50,18 +50,13 @@ class SaveSchedule:
         self._costs: deque[float] = deque(maxlen=_RECENT_SAVES)
         self._step = -1
 
-    @property
-    def affordable_interval(self) -> float:
-        """Seconds between two saves at which they cost no more than is allowed."""
-        return statistics.median(self._costs or [0.0]) / self._config.max_cost
-
     def is_due(self, step: int) -> bool:
         every = self._config.save_every_n_steps
         is_milestone = every is not None and step % every == 0 and step != self._step
         now = self._clock()
         seconds_of_a_step, self._asked_at = now - self._asked_at, now
         seconds = now - self._saved_at
-        is_affordable = seconds >= self.affordable_interval
+        is_affordable = seconds >= statistics.median(self._costs or [0.0]) / self._config.max_cost
         return is_milestone or (is_affordable and seconds + seconds_of_a_step > self._config.save_every_seconds)
 
     def saved(self, step: int, seconds: float) -> None:
