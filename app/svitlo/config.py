@@ -249,8 +249,9 @@ class NumericsConfig(Section):
 
     threads: int = Field(default=6, ge=1, le=256)
     """Threads used for arithmetic, whatever the number of cores: sums are split in so many parts."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """`auto` takes bf16 where the CPU has it in hardware, chosen once at the start of the run."""
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    """Of matrix products in training; `auto` takes bf16 where the CPU has it in hardware, chosen once when a phase
+    begins. Weights, optimizer and the softmax are float32 in any case."""
 
 
 class Phase2Config(Section):

@@ -64,6 +64,27 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(trained: Job, prepared:
 
 
 @pytest.mark.crash
+def test_a_run_in_bf16_is_killed_and_ends_in_the_same_bits(prepared: Job, tmp_path: Path) -> None:
+    """Emulated where the CPU has no bf16, so a few steps only."""
+    runs = []
+    for name in ("undisturbed", "killed"):
+        job = prepared.copy(tmp_path / name)
+        for file in ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml"):
+            job.change(file, "numerics", precision="bf16")
+            job.change(file, "training", max_steps=6)
+        runs.append(job)
+    undisturbed, killed = runs
+    undisturbed.run("train")
+    for pattern in ("phase 1 .* step [2-4]", "phase 2 .* step [2-4]"):
+        process = killed.start("train")
+        wait_for_line(process, pattern)
+        kill(process)
+    killed.run("train")
+    assert_same_run(killed, undisturbed)
+    assert [last(killed, phase)["numerics"]["precision"] for phase in (1, 2)] == ["bf16", "bf16"]
+
+
+@pytest.mark.crash
 def test_a_signal_saves_the_last_finished_step_at_once(trained: Job, prepared: Job, tmp_path: Path) -> None:
     job = prepared.copy(tmp_path)
     for file in ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml"):

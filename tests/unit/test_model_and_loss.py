@@ -5,11 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from svitlo.config import ModelConfig, TrainingConfig
+from svitlo.training import numerics
+from svitlo.training.batches import MicroBatch
+from svitlo.training.loop import forward_and_backward, output_head
 from svitlo.training.loss import CHUNK, Head, VocabularySample, VocabularySampler, head_loss
 from svitlo.training.model import (
     EMBEDDING,
@@ -67,6 +73,49 @@ def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
         assert head_loss(hidden, weight, targets) == pytest.approx(expected.item(), rel=1e-5)
         torch.testing.assert_close(gradient, expected_hidden, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(weight.grad, expected_weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_sampled_steps", [0, 1])
+def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(num_sampled_steps: int) -> None:
+    """The head, too, which is most of the arithmetic; results are those of float32 up to bf16's eight bits."""
+    torch.manual_seed(0)
+    model = GPT2(TINY, 100)
+    tokens, targets = torch.randint(0, 100, (2, 2, 32))
+    batch = MicroBatch(tokens, targets)
+    losses, gradients = {}, {}
+    for precision in ("fp32", "bf16"):
+        model.zero_grad(set_to_none=True)
+        run: Any = SimpleNamespace(
+            model=model,
+            precision=precision,
+            state=SimpleNamespace(global_step=0, phase=1),
+            num_sampled_steps=num_sampled_steps,
+            sampler=VocabularySampler(torch.arange(100), 40),
+            config=SimpleNamespace(training=TrainingConfig()),
+        )
+        with ProductTypes() as products:
+            head = output_head(run, [batch])
+            losses[precision] = forward_and_backward(run, head, batch, 1 / 64)
+        head.finish()
+        assert products.types == {numerics.DTYPES[precision]}
+        gradients[precision] = [p.grad for p in model.parameters() if p.grad is not None]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
+    for rounded, exact in zip(gradients["bf16"], gradients["fp32"], strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.03 * exact.norm()
+
+
+class ProductTypes(TorchDispatchMode):
+    """Notes the types of the factors of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm"):
+            self.types |= {tensor.dtype for tensor in args[-2:]}
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("num_tokens", [None, 15])
@@ -216,3 +265,14 @@ def test_a_trapezoid_stays_at_the_peak_and_falls_at_the_end() -> None:
     assert fractions[9:61] == [1.0] * 52
     assert fractions[80] == pytest.approx(0.5)
     assert fractions[99] == pytest.approx(1 / 40)
+
+
+def test_auto_takes_bf16_where_the_cpu_has_it_and_says_on_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_it, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(numerics, "has_hardware_bf16", lambda has_it=has_it: has_it)
+        assert numerics.resolve_precision("auto") == precision
+        assert numerics.resolve_precision("bf16") == "bf16"
+        assert numerics.resolve_precision("fp32") == "fp32"
+        described = numerics.describe(2, "bf16")["instruction_set"]
+        assert described.endswith(" with bf16" if has_it else " without bf16")
+        assert "bf16" not in numerics.describe(2, "fp32")["instruction_set"]

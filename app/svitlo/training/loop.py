@@ -24,7 +24,7 @@ from svitlo.training.batches import IGNORED, Batches, MicroBatch
 from svitlo.training.evaluation import hidden_states, validation_loss
 from svitlo.training.loss import Head, VocabularySampler
 from svitlo.training.model import GPT2, add_embedding_gradient, embedded
-from svitlo.training.numerics import seed_for
+from svitlo.training.numerics import DTYPES, seed_for
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.schedule import learning_rate_fraction
 
@@ -181,12 +181,12 @@ def train_step(run: PhaseRun) -> bool:
 
 def output_head(run: PhaseRun, batch: list[MicroBatch]) -> Head:
     """The head for one step: over a part of the vocabulary at first, over all of it at the end of the phase."""
-    state, weight = run.state, run.model.lm_head.weight
+    state, weight, dtype = run.state, run.model.lm_head.weight, DTYPES[run.precision]
     if state.global_step >= run.num_sampled_steps:
-        return Head(weight)
+        return Head(weight, dtype=dtype)
     targets = torch.cat([micro_batch.targets[micro_batch.targets != IGNORED] for micro_batch in batch])
     seed = seed_for("head", run.config.training.seed, state.phase, state.global_step)
-    return Head(weight, run.sampler.draw(targets, seed))
+    return Head(weight, run.sampler.draw(targets, seed), dtype)
 
 
 def forward_and_backward(run: PhaseRun, head: Head, batch: MicroBatch, scale: float) -> float:

@@ -89,28 +89,33 @@ class Head:
     Nothing here goes through autograd: the caller goes on with `hidden.backward(gradient)`.
     """
 
-    def __init__(self, weight: Tensor, sample: VocabularySample | None = None) -> None:
-        """`weight` [vocabulary, width]; `sample`: the part of the vocabulary to compute, or all of it."""
+    def __init__(
+        self, weight: Tensor, sample: VocabularySample | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`weight` [vocabulary, width]; `sample`: the part of the vocabulary to compute, or all of it.
+
+        Matrices are multiplied as `dtype`; the softmax and the sums over chunks are computed in float32 all the same.
+        """
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         self._weight = weight
         self._sample = sample
         whole = weight.detach()
-        self._matrix = whole if sample is None else whole[sample.tokens]
-        self._gradient = weight.grad if sample is None else torch.zeros_like(self._matrix)
+        rows = whole if sample is None else whole[sample.tokens]
+        self._matrix = rows.to(dtype)
+        self._gradient = weight.grad if sample is None else torch.zeros_like(rows)
 
     def loss_and_gradient(self, hidden: Tensor, targets: Tensor, scale: float) -> tuple[float, Tensor]:
         """The cross-entropy of `targets` [positions] summed, in nats, and the gradient of `scale` × it for `hidden`.
 
-        `hidden` [positions, width] may be of lower precision than the weight; it decides the products' precision.
+        `hidden` [positions, width], as its gradient, is float32.
         """
         total = 0.0
-        hidden = hidden.detach()
-        hidden_gradient = torch.empty_like(hidden)
-        matrix = self._matrix.to(hidden.dtype)
+        matrix = self._matrix
+        hidden_gradient = torch.zeros_like(hidden)
         rows = targets if self._sample is None else torch.searchsorted(self._sample.tokens, targets)
         with torch.no_grad():
-            parts = [torch.split(tensor, CHUNK) for tensor in (hidden, rows, hidden_gradient)]
+            parts = [torch.split(tensor, CHUNK) for tensor in (hidden.detach().to(matrix.dtype), rows, hidden_gradient)]
             for chunk, row, gradient in zip(*parts, strict=True):
                 logits = (chunk @ matrix.T).float()
                 if self._sample is not None:
@@ -121,12 +126,9 @@ class Head:
                 total -= float(correct.clamp_min_(_TINY).double().log().sum())
                 # The gradient of the cross-entropy with respect to the logits: probabilities minus the one-hot target.
                 probabilities.scatter_add_(1, row[:, None], torch.full_like(correct, -1.0))
-                logits_gradient = probabilities.to(hidden.dtype)
-                torch.addmm(gradient, logits_gradient, matrix, beta=0, alpha=scale, out=gradient)
-                if hidden.dtype == self._weight.dtype:
-                    self._gradient.addmm_(logits_gradient.T, chunk, alpha=scale)
-                else:
-                    self._gradient.add_(logits_gradient.T @ chunk, alpha=scale)
+                logits_gradient = probabilities.to(matrix.dtype)
+                _add_product(gradient, logits_gradient, matrix, scale)
+                _add_product(self._gradient, logits_gradient.T, chunk, scale)
         return total, hidden_gradient
 
     def finish(self) -> None:
@@ -134,3 +136,11 @@ class Head:
         if self._sample is not None:
             assert self._weight.grad is not None
             self._weight.grad.index_add_(0, self._sample.tokens, self._gradient)
+
+
+def _add_product(result: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add `scale` × a @ b, where that may be of lower precision than `result`."""
+    if a.dtype == result.dtype:
+        result.addmm_(a, b, alpha=scale)
+    else:
+        result.add_(a @ b, alpha=scale)

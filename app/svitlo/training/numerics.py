@@ -11,6 +11,9 @@ import torch
 # Only threads that are created from now on flush denormals. A matmul with denormals ran 215 times slower.
 torch.set_flush_denormal(True)
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""By precision: of the factors of matrix products in training. All else is computed and kept in float32."""
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -47,10 +50,13 @@ def has_hardware_bf16() -> bool:
 
 def describe(threads: int, precision: str) -> dict[str, Any]:
     """What a checkpoint records, and what has to be the same for the same bits."""
+    instruction_set = torch.backends.cpu.get_cpu_capability()
+    if precision == "bf16":
+        instruction_set += " with bf16" if has_hardware_bf16() else " without bf16"
     return {
         "threads": threads,
         "precision": precision,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": instruction_set,
         "torch": torch.__version__.split("+")[0],
     }
 
