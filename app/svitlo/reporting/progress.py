@@ -339,4 +339,5 @@ class Progress:
 
 def _numerics_in_words(state: TrainingState) -> str:
     numerics = state.numerics
-    return f"{numerics['precision']}, {numerics['threads']} threads, {numerics['instruction_set']}"
+    threads = "1 thread" if numerics["threads"] == 1 else f"{numerics['threads']} threads"
+    return f"{numerics['precision']}, {threads}, {numerics['instruction_set']}"
