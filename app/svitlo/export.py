@@ -129,8 +129,7 @@ def model_from(state: TrainingState) -> GPT2:
     from svitlo.config import ModelConfig
     from svitlo.training.model import GPT2
 
-    model = GPT2(ModelConfig(**state.model), state.vocab_size)
-    model.load_state_dict(state.model_state_dict)
+    model = GPT2(ModelConfig(**state.model), state.vocab_size, weights=state.model_state_dict)
     model.eval()
     return model
 

@@ -145,8 +145,8 @@ def newest_model(volumes: Volumes) -> tuple[GPT2, int, str]:
         from svitlo.training.model import EMBEDDING, GPT2, HEAD
 
         weights = load_file(volumes.model / "model.safetensors")  # where tied tensors are stored once
-        model = GPT2(ModelConfig(**record["model"]), record["vocab_size"])
-        model.load_state_dict({**weights, HEAD: weights[EMBEDDING]})
+        weights[HEAD] = weights[EMBEDDING]
+        model = GPT2(ModelConfig(**record["model"]), record["vocab_size"], weights=weights)
         model.eval()
         return model, record["phase"], f"the exported model (phase {record['phase']}, step {record['step']:,})"
     if state is None:

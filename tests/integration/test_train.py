@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -157,6 +158,22 @@ def test_nothing_usable_stops_with_an_explanation(trained: Job, tmp_path: Path) 
     assert "none of them is usable" in done.stderr
     assert "make restore" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.crash
+def test_a_start_imports_neither_transformers_nor_torchs_compiler(
+    prepared: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them takes about as long as torch itself, after each power cut."""
+    job = prepared.copy(tmp_path)
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    process = job.start("train")
+    assert process.stdout is not None
+    lines = list(itertools.takewhile(lambda line: "| step " not in line, process.stdout))
+    kill(process)
+    imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
+    assert "torch.optim.adamw" in imported
+    assert not {"transformers", "torch._dynamo", "sympy"} & imported
 
 
 def test_a_finished_run_is_recognised_without_torch(trained: Job) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -50,12 +50,36 @@ def test_parameter_counts(shape: ModelConfig, vocab_size: int, expected: int) ->
 
 def test_growing_the_vocabulary_keeps_the_tie_and_adds_the_mean() -> None:
     old = GPT2(TINY, 50_257)
-    new = GPT2(TINY, 50_258)
-    new.load_state_dict(grow_vocabulary(old.state_dict(), 50_258))
+    new = GPT2(TINY, 50_258, weights=grow_vocabulary(old.state_dict(), 50_258))
     assert new.lm_head.weight.data_ptr() == new.transformer.wte.weight.data_ptr()
     assert new.transformer.wte.weight[:50_257].equal(old.transformer.wte.weight)
     torch.testing.assert_close(new.transformer.wte.weight[50_257], old.transformer.wte.weight.mean(0))
     assert set(grow_vocabulary(old.state_dict(), 50_258)) >= {EMBEDDING, HEAD}
+
+
+def test_random_weights_are_those_of_the_seed_with_gpt2s_deviations() -> None:
+    torch.manual_seed(3)
+    model = GPT2(TINY, 1_000)
+    torch.manual_seed(3)
+    assert all(a.equal(b) for a, b in zip(model.parameters(), GPT2(TINY, 1_000).parameters(), strict=True))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            expected = 0.01 if name.endswith("c_proj.weight") else 0.02  # 0.02 / √(2 × 2 layers)
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05)
+        else:
+            assert bool((parameter == (0 if name.endswith("bias") else 1)).all())
+
+
+def test_a_model_made_with_weights_is_the_one_they_came_from_and_draws_no_random_numbers() -> None:
+    old = GPT2(TINY, 100)
+    torch.manual_seed(5)
+    new = GPT2(TINY, 100, weights=old.state_dict())
+    assert torch.get_rng_state().equal(torch.manual_seed(5).get_state())
+    assert [name for name, _ in new.named_parameters()] == [name for name, _ in old.named_parameters()]
+    assert all(
+        a.equal(b) and a.data_ptr() != b.data_ptr() for a, b in zip(new.parameters(), old.parameters(), strict=True)
+    )
+    assert new.lm_head.weight is new.transformer.wte.weight
 
 
 def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
@@ -201,15 +225,45 @@ def test_the_gradient_of_the_embedding_is_autograds() -> None:
     torch.testing.assert_close(weight.grad, expected)
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
-    for kind in ("muon", "adamw"):
-        config = TrainingConfig(optimizer=kind, weight_decay=0.1, muon_weight_decay=0.1)  # type: ignore[arg-type]
-        optimizer = PhaseOptimizer(GPT2(TINY, 100), config)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        assert len(parameters) == len(set(map(id, parameters))) == len(list(GPT2(TINY, 100).parameters()))
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                assert (parameter.ndim >= 2) == (group["weight_decay"] == 0.1)
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_matrices_decay_and_vectors_do_not(kind: Literal["muon", "adamw"]) -> None:
+    model = GPT2(TINY, 100)
+    optimizer = PhaseOptimizer(model, TrainingConfig(optimizer=kind, weight_decay=0.1, muon_weight_decay=0.1))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.data.fill_(1.0)
+    optimizer.step(1.0)
+    for parameter in model.parameters():
+        assert bool((parameter < 1).all() if parameter.ndim >= 2 else (parameter == 1).all())
+
+
+def test_adamw_is_torchs_in_every_bit_also_after_a_restart() -> None:
+    config = TrainingConfig(optimizer="adamw", weight_decay=0.1, learning_rate=1e-2)
+    torch.manual_seed(0)
+    model = GPT2(TINY, 100)
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    reference = torch.optim.AdamW(
+        [
+            {"params": [p for p in theirs if p.ndim >= 2], "weight_decay": 0.1},
+            {"params": [p for p in theirs if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=0.5e-2,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+    optimizer: PhaseOptimizer | None = None
+    for _ in range(3):
+        fresh = PhaseOptimizer(model, config)
+        if optimizer is not None:
+            fresh.load_state_dict(optimizer.state_dict())
+        optimizer = fresh
+        for ours, other in zip(model.parameters(), theirs, strict=True):
+            ours.grad = torch.randn_like(ours)
+            other.grad = ours.grad.clone()
+        optimizer.step(0.5)
+        reference.step()
+        assert all(ours.equal(other) for ours, other in zip(model.parameters(), theirs, strict=True))
+        assert all(bool((p.grad == 0).all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_directions() -> None:
@@ -229,10 +283,10 @@ def test_muon_treats_queries_keys_and_values_and_transposed_weights_each_for_its
     fused, tall, wide = (torch.nn.Parameter(torch.randn(16, n)) for n in (48, 16, 64))
     narrow = torch.nn.Parameter(torch.randn(64, 16))
     before = {parameter: parameter.detach().clone() for parameter in (fused, tall, wide, narrow)}
-    optimizer = Muon(before, lr=0.1, momentum=0.9)
+    optimizer = Muon(list(before), lr=0.1, momentum=0.9)
     for parameter in before:
         parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
+    optimizer.step(1.0)
     for parameter, old in before.items():
         assert parameter.grad is not None
         first = parameter.grad * 0.1

@@ -194,7 +194,8 @@ def forward_and_backward(run: PhaseRun, head: Head, batch: MicroBatch, scale: fl
     embeddings = embedded(run.model, batch.inputs)
     hidden, targets = hidden_states(run.model, embeddings, batch, run.precision)
     loss, gradient = head.loss_and_gradient(hidden, targets, scale)
-    torch.autograd.backward(hidden, gradient)
+    # A scalar with this gradient: handing it to `backward` as an argument would import sympy, a second of every start.
+    torch.sum(hidden * gradient).backward()
     add_embedding_gradient(run.model, batch.inputs, embeddings)
     return loss
 

@@ -18,15 +18,14 @@ from svitlo.config import ModelConfig
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
-_INITIAL_DEVIATION = 0.02
 
 
 class Linear(nn.Module):
     """A linear layer whose weight is stored [inputs, outputs], as in the original GPT-2."""
 
-    def __init__(self, inputs: int, outputs: int, deviation: float = _INITIAL_DEVIATION) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs).normal_(std=deviation))
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class Attention(nn.Module):
     def __init__(self, shape: ModelConfig, dropout: float) -> None:
         super().__init__()
         self.c_attn = Linear(shape.width, 3 * shape.width)
-        self.c_proj = Linear(shape.width, shape.width, _INITIAL_DEVIATION / math.sqrt(2 * shape.layers))
+        self.c_proj = Linear(shape.width, shape.width)
         self._heads = shape.heads
         self._dropout = dropout
 
@@ -61,7 +60,7 @@ class FeedForward(nn.Module):
     def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
         self.c_fc = Linear(shape.width, 4 * shape.width)
-        self.c_proj = Linear(4 * shape.width, shape.width, _INITIAL_DEVIATION / math.sqrt(2 * shape.layers))
+        self.c_proj = Linear(4 * shape.width, shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[positions, width] → the same shape"""
@@ -86,15 +85,19 @@ class Block(nn.Module):
         return x + self._dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Without the random numbers that the class would draw by itself."""
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+    return embedding
+
+
 class Transformer(nn.Module):
     """Everything between the embedding of the tokens and the output head."""
 
     def __init__(self, shape: ModelConfig, vocab_size: int, dropout: float) -> None:
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, shape.width)
-        self.wpe = nn.Embedding(shape.positions, shape.width)
-        for embedding in (self.wte, self.wpe):
-            nn.init.normal_(embedding.weight, std=_INITIAL_DEVIATION)
+        self.wte = _embedding(vocab_size, shape.width)
+        self.wpe = _embedding(shape.positions, shape.width)
         self.h = nn.ModuleList(Block(shape, dropout) for _ in range(shape.layers))
         self.ln_f = nn.LayerNorm(shape.width)
         self._dropout = nn.Dropout(dropout)
@@ -111,14 +114,27 @@ class Transformer(nn.Module):
 class GPT2(nn.Module):
     """The whole model."""
 
-    def __init__(self, shape: ModelConfig, vocab_size: int, dropout: float = 0.0) -> None:
-        """Random weights from torch's current seed."""
+    def __init__(
+        self, shape: ModelConfig, vocab_size: int, dropout: float = 0.0, weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """A copy of `weights`; without them random ones from torch's current seed, which takes half a second."""
         super().__init__()
         self.shape = shape
         self.vocab_size = vocab_size
         self.transformer = Transformer(shape, vocab_size, dropout)
         self.lm_head = nn.Linear(shape.width, vocab_size, bias=False, device="meta")  # no memory, no random numbers
         self.lm_head.weight = self.transformer.wte.weight
+        if weights is None:
+            self._initialise()
+        else:
+            self.load_state_dict(weights)
+
+    def _initialise(self) -> None:
+        """Random weights as GPT-2's: smaller where they are added to the residual stream. Biases are 0, norms 1."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                is_added = name.endswith("c_proj.weight")
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.shape.layers) if is_added else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [sequences, length] → logits [sequences, length, vocabulary]."""

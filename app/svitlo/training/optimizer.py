@@ -1,12 +1,16 @@
-"""Muon for the matrices of the blocks, AdamW for embeddings, norms and biases; or AdamW for all."""
+"""Muon for the matrices of the blocks, AdamW for embeddings, norms and biases; or AdamW for all.
+
+Not subclasses of torch's: the first `torch.optim.Optimizer` that is made imports torch's compiler, nearly as long
+as torch itself takes, after each power cut.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from svitlo.config import TrainingConfig
 from svitlo.training.model import GPT2
@@ -21,7 +25,48 @@ _POLAR_EXPRESS = (
 as well as five with the coefficients of Muon's paper, for a fifth less work (docs/log.md)."""
 
 
-class Muon(torch.optim.Optimizer):
+class AdamW:
+    """AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019), by torch's fused kernel."""
+
+    def __init__(self, decayed: list[Tensor], others: list[Tensor], lr: float, config: TrainingConfig) -> None:
+        """`weight_decay` is for `decayed` only."""
+        self.parameters = [*decayed, *others]
+        self.state: list[dict[str, Tensor]] = []
+        """Of each parameter, once there was a step: `step`, `exp_avg`, `exp_avg_sq`."""
+        self._groups = ((slice(len(decayed)), config.weight_decay), (slice(len(decayed), None), 0.0))
+        self._lr = lr
+        self._betas = config.beta1, config.beta2
+
+    @torch.no_grad()
+    def step(self, fraction: float) -> None:
+        """One update from the gradients, at `fraction` of the learning rate."""
+        if not self.state:
+            self.state = [
+                {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                for p in self.parameters
+            ]
+        beta1, beta2 = self._betas
+        for group, weight_decay in self._groups:
+            parameters, state = self.parameters[group], self.state[group]
+            adamw(
+                parameters,
+                [_gradient(p) for p in parameters],
+                [s["exp_avg"] for s in state],
+                [s["exp_avg_sq"] for s in state],
+                [],
+                [s["step"] for s in state],
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=fraction * self._lr,
+                weight_decay=weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+
+
+class Muon:
     """Momentum, orthogonalised (Jordan et al., "Muon", 2024) by the iterations of Polar Express (Amsel et al., 2025).
 
     In float32. For Hugging Face's GPT-2, whose linear weights are stored [inputs, outputs], with queries, keys and
@@ -29,31 +74,39 @@ class Muon(torch.optim.Optimizer):
     by √max(1, outputs / inputs). Matrices of one shape go through the iterations together.
     """
 
-    def __init__(
-        self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, parameters: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        self.parameters = parameters
+        self.state: list[dict[str, Tensor]] = []
+        """Of each parameter, once there was a step: `momentum_buffer`."""
+        self._lr = lr
+        self._momentum = momentum
+        self._weight_decay = weight_decay
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the gradients."""
-        for group in self.param_groups:
-            updates: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                for part, part_of_update in zip(_parts(parameter), _parts(update), strict=True):
-                    updates.setdefault(_wide_shape(part), []).append((part, part_of_update))
-            for shape, pairs in updates.items():
-                wide = torch.stack([update if update.shape == shape else update.T for _, update in pairs])
-                for (part, _), direction in zip(pairs, orthogonalised(wide), strict=True):
-                    inputs, outputs = part.shape
-                    scale = max(1.0, outputs / inputs) ** 0.5
-                    part.add_(direction if part.shape == shape else direction.T, alpha=-group["lr"] * scale)
+    def step(self, fraction: float) -> None:
+        """One update from the gradients, at `fraction` of the learning rate."""
+        if not self.state:
+            self.state = [{"momentum_buffer": torch.zeros_like(p)} for p in self.parameters]
+        lr = fraction * self._lr
+        updates: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for parameter, state in zip(self.parameters, self.state, strict=True):
+            gradient = _gradient(parameter)
+            momentum = state["momentum_buffer"].lerp_(gradient, 1 - self._momentum)
+            update = gradient.lerp(momentum, self._momentum)  # Nesterov's
+            parameter.mul_(1 - lr * self._weight_decay)
+            for part, part_of_update in zip(_parts(parameter), _parts(update), strict=True):
+                updates.setdefault(_wide_shape(part), []).append((part, part_of_update))
+        for shape, pairs in updates.items():
+            wide = torch.stack([update if update.shape == shape else update.T for _, update in pairs])
+            for (part, _), direction in zip(pairs, orthogonalised(wide), strict=True):
+                inputs, outputs = part.shape
+                scale = max(1.0, outputs / inputs) ** 0.5
+                part.add_(direction if part.shape == shape else direction.T, alpha=-lr * scale)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
@@ -83,13 +136,9 @@ class PhaseOptimizer:
     def __init__(self, model: GPT2, config: TrainingConfig) -> None:
         """Norms and biases are not decayed: they have no scale to keep small."""
         blocks = {id(p) for p in model.transformer.h.parameters() if p.ndim == 2 and config.optimizer == "muon"}
-        others = [p for p in model.parameters() if id(p) not in blocks]
-        groups = [
-            {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-        self._parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
+        others: list[Tensor] = [p for p in model.parameters() if id(p) not in blocks]
+        matrices, vectors = [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
+        self._parts: dict[str, AdamW | Muon] = {"adamw": AdamW(matrices, vectors, config.learning_rate, config)}
         if blocks:
             self._parts["muon"] = Muon(
                 [p for p in model.parameters() if id(p) in blocks],
@@ -97,32 +146,25 @@ class PhaseOptimizer:
                 momentum=config.muon_momentum,
                 weight_decay=config.muon_weight_decay,
             )
-        for group in self.param_groups:
-            group["peak"] = group["lr"]
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all parts."""
-        return [group for part in self._parts.values() for group in part.param_groups]
 
     def step(self, fraction: float) -> None:
         """One update with every learning rate at `fraction` of its peak; the gradients are zero afterwards."""
-        for group in self.param_groups:
-            group["lr"] = fraction * group["peak"]
         for part in self._parts.values():
-            part.step()
+            part.step(fraction)
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
         """Zero the gradients, in place."""
         for part in self._parts.values():
-            part.zero_grad(set_to_none=False)
+            for parameter in part.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive."""
-        return {name: part.state_dict() for name, part in self._parts.items()}
+        """What must survive: of each part the state of each of its parameters, numbered, as torch's optimizers do."""
+        return {name: {"state": dict(enumerate(part.state))} for name, part in self._parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+            part.state = list(state[name]["state"].values())

@@ -89,8 +89,7 @@ def prepare_phase(
     require_room(folder, _checkpoint_size(state))
 
     shape = ModelConfig(**state.model)
-    model = GPT2(shape, state.vocab_size, config.training.dropout)
-    model.load_state_dict(state.model_state_dict)
+    model = GPT2(shape, state.vocab_size, config.training.dropout, state.model_state_dict)
     optimizer = PhaseOptimizer(model, config.training)
     if state.optimizer_state_dict:
         optimizer.load_state_dict(state.optimizer_state_dict)
