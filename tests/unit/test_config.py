@@ -101,7 +101,6 @@ def test_the_default_files_say_what_the_defaults_are() -> None:
         "training.gradient_accumulation",
         "training.learning_rate",
         "training.muon_learning_rate",
-        "training.dropout",
         "evaluation.every_n_steps",
         "reporting.sample_prompts",
     }

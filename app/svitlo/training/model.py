@@ -86,9 +86,8 @@ class Block(nn.Module):
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    """Without the random numbers that the class would draw by itself."""
-    embedding: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
-    return embedding
+    """With the weight handed in: without it, the class would draw random numbers by itself."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 class Transformer(nn.Module):
