@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--phase", type=int, choices=(1, 2), default=1)
     parser.add_argument("--start", default="", help="phase 2: the checkpoint of phase 1 that all start from")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of all alike")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--volumes", type=Path, default=Path("volumes"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -174,6 +175,7 @@ def main() -> None:
         0,
         phase=options.phase,
         threads=options.threads,
+        precision=options.precision,
         seed=options.seed,
         start=options.start,
     )
@@ -185,6 +187,7 @@ def main() -> None:
             "machine": machine(),
             "minutes": options.minutes,
             "phase": options.phase,
+            "precision": options.precision,
             "seed": options.seed,
             "verdict": verdict(all_),
             "curves": {

@@ -25,10 +25,12 @@ from typing import Any
 import torch
 
 from benchmarks import restart
-from benchmarks.workers import ROOT, Setup, Worker
+from benchmarks.workers import ROOT, Setup, Worker, configuration
 from svitlo.training import numerics
+from svitlo.training.optimizer import POLAR_EXPRESS
 
 LAYERS, WIDTH, POSITIONS, VOCABULARY, MICRO_BATCH = 6, 320, 256, 50_257, 4
+TOKENS_PER_STEP = 4_096
 SAMPLED = 3_072 + 1_100
 """About how many tokens a sampled head computes: those drawn and the other targets of a step."""
 
@@ -54,6 +56,19 @@ def products_per_token(head_rows: int) -> float:
         2 * POSITIONS * WIDTH
     )  # scores and their use, over half the window on average in the causal kernel's count
     return 6 * (LAYERS * (block + attention / 2) + head_rows * WIDTH) / 1e6
+
+
+def muon_products(precision: str) -> float:
+    """Multiplications and additions in the matrix products of an update by Muon, in MFLOP.
+
+    Of each layer four matrices are square (queries, keys, values and the projection) and two are four times as wide.
+    """
+    square = 2 * WIDTH**3
+    iterations = len(POLAR_EXPRESS)
+    directly = iterations * (2 * 4 + 1) * square  # of a wide matrix: Gram matrix and product with it, polynomial
+    by_gram = (4 + 2 * iterations + 2 * (iterations - 1) + 4) * square
+    wide = by_gram if precision == "fp32" else directly
+    return LAYERS * (4 * iterations * 3 * square + 2 * wide) / 1e6
 
 
 class Products:
@@ -113,6 +128,8 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
         if setup.phase == 1:
             is_part = setup.kind == "svitlo" and setup.head.get("sampled_fraction", 0.0) > 0
             flop = products_per_token(SAMPLED if is_part else VOCABULARY)
+            if setup.kind == "svitlo" and configuration(setup).training.optimizer == "muon":
+                flop += muon_products(precision) / TOKENS_PER_STEP
             line += f" {flop:12.1f} {speed * flop / 1e3 / rate['part' if is_part else 'all']:15.0%}"
         print(line, flush=True)
 

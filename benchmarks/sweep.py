@@ -52,6 +52,7 @@ def setup_of(recipe: dict[str, Any], seed: int, options: argparse.Namespace) -> 
         threads=1,
         seed=seed,
         start=options.start,
+        precision=options.precision,
         training=recipe.get("training", {}),
         head=recipe.get("head", {}),
     )
@@ -67,6 +68,7 @@ def identity(name: str, setup: Setup) -> dict[str, Any]:
         "steps": setup.num_steps,
         "seed": setup.seed,
         "start": setup.start,
+        "precision": setup.precision,
         "configuration": configuration(setup).identity(),  # whole, because the defaults may change
     }
 
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--phase", type=int, choices=(1, 2), default=1)
     parser.add_argument("--start", default="", help="phase 2: the checkpoint of phase 1 to start from")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--volumes", type=Path, default=Path("volumes"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sweep.jsonl"))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))

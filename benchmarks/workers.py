@@ -199,6 +199,7 @@ def _svitlo(setup: Setup) -> None:
     from svitlo.durability.interruption import Interruption
     from svitlo.training.loop import PhaseRun, train_step, warm_up
     from svitlo.training.loss import VocabularySampler
+    from svitlo.training.numerics import DTYPES
     from svitlo.training.optimizer import PhaseOptimizer
 
     class Silent:
@@ -215,7 +216,7 @@ def _svitlo(setup: Setup) -> None:
     run = PhaseRun(
         state=state,
         model=model,
-        optimizer=PhaseOptimizer(model, training),
+        optimizer=PhaseOptimizer(model, training, DTYPES[setup.precision]),
         sampler=VocabularySampler(train.target_counts(model.vocab_size), config.head.sampled_tokens),
         train=train,
         validation=train,

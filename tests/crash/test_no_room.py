@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -137,14 +138,12 @@ def test_a_full_disk_is_survived_and_the_result_is_the_same(small_disk: Job, tra
     job = small_disk
     process = job.start("train")
     wait_for_line(process, "phase 1, step 8")
-    ballast = job.volumes / "checkpoints" / ".ballast"
-    fill(ballast)
-    line = wait_for_line(process, "could not be saved")
+    with kept_full(job.volumes / "checkpoints" / ".ballast"):
+        line = wait_for_line(process, "could not be saved")
     assert "No space left on device" in line
     assert "The last good checkpoint is untouched" in line
     good = load_checkpoint(job.volumes / "checkpoints" / "phase1" / LAST)
     assert good.global_step >= 8
-    ballast.unlink()
     assert process.stdout is not None
     rest = process.stdout.read()
     assert process.wait(60) == 0, rest[-2000:]
@@ -155,8 +154,27 @@ def test_a_full_disk_is_survived_and_the_result_is_the_same(small_disk: Job, tra
     assert not list((job.volumes / "checkpoints").rglob("*.tmp"))
 
 
+@contextlib.contextmanager
+def kept_full(path: Path) -> Iterator[None]:
+    """Fill the disk, and again whenever room is made: a save that was under way removes an older checkpoint."""
+    is_over = threading.Event()
+
+    def fill_again() -> None:
+        while not is_over.wait(0.01):
+            fill(path)
+
+    thread = threading.Thread(target=fill_again)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        path.unlink()
+
+
 def fill(path: Path) -> None:
-    with open(path, "wb", buffering=0) as file:
+    with open(path, "ab", buffering=0) as file:
         while True:
             try:
                 file.write(bytes(1 << 20))

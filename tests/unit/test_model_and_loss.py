@@ -26,7 +26,7 @@ from svitlo.training.model import (
     grow_vocabulary,
     num_parameters,
 )
-from svitlo.training.optimizer import Muon, PhaseOptimizer, orthogonalised
+from svitlo.training.optimizer import POLAR_EXPRESS, Muon, PhaseOptimizer, orthogonalised
 from svitlo.training.schedule import learning_rate_fraction
 
 TINY = ModelConfig(layers=2, width=64, heads=2, positions=64)
@@ -275,6 +275,28 @@ def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_dire
     assert singular.max() < 1.57
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     assert ((left @ right) * result).sum((1, 2)).div(40).min() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("columns", "dtype", "smallest", "tolerance"),
+    [(64, torch.float32, -4, 1e-4), (256, torch.float32, -4, 1e-3)]
+    + [(columns, torch.bfloat16, -1, 0.2) for columns in (64, 256)],
+)
+def test_orthogonalisation_is_one_polynomial_of_the_singular_values(
+    columns: int, dtype: torch.dtype, smallest: int, tolerance: float
+) -> None:
+    """Against exact arithmetic, for singular values from 1 to 10^smallest; bf16 has no more than two digits."""
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(2, 64, columns).double(), full_matrices=False)
+    singular = torch.logspace(0, smallest, 64).double()
+    matrices = (left * singular) @ right
+    expected = singular / (1.01 * singular.norm())
+    for a, b, c in POLAR_EXPRESS:
+        expected = a * expected + b * expected**3 + c * expected**5
+    result = orthogonalised(matrices.float(), dtype)
+    assert result.dtype == torch.float32
+    error = (result.double() - (left * expected) @ right).norm() / expected.norm() / 2**0.5
+    assert error < tolerance
 
 
 def test_muon_treats_queries_keys_and_values_and_transposed_weights_each_for_itself() -> None:

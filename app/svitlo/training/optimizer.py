@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 from svitlo.config import TrainingConfig
 from svitlo.training.model import GPT2
 
-_POLAR_EXPRESS = (
+POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
@@ -69,18 +69,27 @@ class AdamW:
 class Muon:
     """Momentum, orthogonalised (Jordan et al., "Muon", 2024) by the iterations of Polar Express (Amsel et al., 2025).
 
-    In float32. For Hugging Face's GPT-2, whose linear weights are stored [inputs, outputs], with queries, keys and
-    values side by side in one matrix: each of the three is orthogonalised for itself. The update of a matrix is scaled
-    by √max(1, outputs / inputs). Matrices of one shape go through the iterations together.
+    For Hugging Face's GPT-2, whose linear weights are stored [inputs, outputs], with queries, keys and values side by
+    side in one matrix: each of the three is orthogonalised for itself. The update of a matrix is scaled by
+    √max(1, outputs / inputs). Matrices of one shape go through the iterations together.
     """
 
-    def __init__(self, parameters: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`dtype`: of the products while orthogonalising; everything that is kept is as the parameters."""
         self.parameters = parameters
         self.state: list[dict[str, Tensor]] = []
         """Of each parameter, once there was a step: `momentum_buffer`."""
         self._lr = lr
         self._momentum = momentum
         self._weight_decay = weight_decay
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, fraction: float) -> None:
@@ -98,7 +107,7 @@ class Muon:
                 updates.setdefault(_wide_shape(part), []).append((part, part_of_update))
         for shape, pairs in updates.items():
             wide = torch.stack([update if update.shape == shape else update.T for _, update in pairs])
-            for (part, _), direction in zip(pairs, orthogonalised(wide), strict=True):
+            for (part, _), direction in zip(pairs, orthogonalised(wide, self._dtype), strict=True):
                 inputs, outputs = part.shape
                 scale = max(1.0, outputs / inputs) ** 0.5
                 part.add_(direction if part.shape == shape else direction.T, alpha=-lr * scale)
@@ -119,22 +128,38 @@ def _wide_shape(matrix: Tensor) -> tuple[int, int]:
     return min(matrix.shape), max(matrix.shape)
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """The nearest matrices with orthonormal rows, roughly: [number, rows, columns] with rows ≤ columns."""
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest matrices with orthonormal rows, roughly: [number, rows, columns] with rows ≤ columns.
+
+    Matrices are multiplied as `dtype`. In float32, wide ones stay as they are while the iterations work on their small
+    Gram matrix X Xᵀ, which takes half the work (Zhang et al., "Gram Newton-Schulz", 2026); bf16 is too coarse for that.
+    """
     # A little below 1, above which the first iteration would diverge.
-    matrices = matrices / (1.01 * matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for a, b, c in _POLAR_EXPRESS:
-        gram = matrices @ matrices.mT
+    matrices = (matrices / (1.01 * matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
+    number, rows, columns = matrices.shape
+    gram = matrices @ matrices.mT
+    through_gram = dtype == torch.float32 and columns >= 2 * rows
+    # Each iteration multiplies by a polynomial in X Xᵀ, a + b X Xᵀ + c (X Xᵀ)²: either X itself, or what X will be
+    # multiplied by in the end.
+    factor = torch.eye(rows).expand(number, rows, rows) if through_gram else matrices
+    for iteration, (a, b, c) in enumerate(POLAR_EXPRESS, 1):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        matrices = torch.baddbmm(matrices, polynomial, matrices, beta=a)
-    return matrices
+        factor = torch.baddbmm(factor, polynomial, factor, beta=a)
+        if iteration == len(POLAR_EXPRESS):
+            break
+        if through_gram:
+            for _ in range(2):
+                gram = torch.baddbmm(gram, polynomial, gram, beta=a)
+        else:
+            gram = factor @ factor.mT
+    return factor @ matrices if through_gram else factor.float()
 
 
 class PhaseOptimizer:
     """One optimizer to the loop, one or two inside: AdamW and, if configured, Muon."""
 
-    def __init__(self, model: GPT2, config: TrainingConfig) -> None:
-        """Norms and biases are not decayed: they have no scale to keep small."""
+    def __init__(self, model: GPT2, config: TrainingConfig, dtype: torch.dtype = torch.float32) -> None:
+        """Norms and biases are not decayed: they have no scale to keep small. `dtype`: of Muon's matrix products."""
         blocks = {id(p) for p in model.transformer.h.parameters() if p.ndim == 2 and config.optimizer == "muon"}
         others: list[Tensor] = [p for p in model.parameters() if id(p) not in blocks]
         matrices, vectors = [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
@@ -145,6 +170,7 @@ class PhaseOptimizer:
                 lr=config.muon_learning_rate,
                 momentum=config.muon_momentum,
                 weight_decay=config.muon_weight_decay,
+                dtype=dtype,
             )
 
     def step(self, fraction: float) -> None:

@@ -90,7 +90,7 @@ def prepare_phase(
 
     shape = ModelConfig(**state.model)
     model = GPT2(shape, state.vocab_size, config.training.dropout, state.model_state_dict)
-    optimizer = PhaseOptimizer(model, config.training)
+    optimizer = PhaseOptimizer(model, config.training, numerics.DTYPES[state.numerics["precision"]])
     if state.optimizer_state_dict:
         optimizer.load_state_dict(state.optimizer_state_dict)
     train, validation = (_batches(volumes, config, phase, manifest, state, split) for split in ("train", "validation"))
