@@ -173,14 +173,14 @@ class TrainingConfig(Section):
     muon_learning_rate: float = Field(default=0.02, gt=0, lt=1)
     """Muon's, at its peak."""
     muon_momentum: float = Field(default=0.95, ge=0, lt=1)
-    muon_weight_decay: float = Field(default=0.0, ge=0)
+    muon_weight_decay: float = Field(default=0.1, ge=0)
     warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly to its peak."""
-    schedule: Literal["cosine", "linear", "trapezoid"] = "cosine"
+    schedule: Literal["cosine", "linear", "trapezoid"] = "linear"
     """How the learning rates fall after the warm-up; `trapezoid` keeps the peak until the last `decay_fraction`."""
     decay_fraction: float = Field(default=0.5, gt=0, le=1)
     """Share of the steps in which a `trapezoid` falls."""
-    final_learning_rate_fraction: float = Field(default=0.05, ge=0, le=1)
+    final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1)
     """The learning rates fall to this share of their peak."""
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW's, for matrices; norms and biases have none."""

@@ -188,14 +188,20 @@ def test_a_sample_holds_the_targets_and_tokens_weighed_by_how_seldom_they_are_dr
     assert share[4:100].mean().item() == pytest.approx(others / 11**0.75, rel=0.2), (
         "in proportion to (count + 1) ** 0.75"
     )
-    assert statistics.mean(len(sample.tokens) for sample in samples) == pytest.approx(202, abs=2)
+    assert statistics.mean(len(sample.tokens.unique()) for sample in samples) == pytest.approx(202, abs=2)
     for sample in samples[:3]:
-        assert sample.tokens.equal(sample.tokens.sort().values)
-        is_certain = torch.isin(sample.tokens, torch.tensor([3, 500, *range(900, 1_000)]))
-        assert sample.corrections[is_certain].eq(0).all()
-        is_one_of_the_800 = ~is_certain & (sample.tokens >= 100)
+        num_tokens = len(sample.tokens.unique())
+        padding = slice(num_tokens, None)
+        assert len(sample.tokens) == 256
+        assert sample.tokens[padding].eq(sample.tokens[num_tokens - 1]).all()
+        assert sample.corrections[padding].eq(-torch.inf).all()
+        tokens, corrections = sample.tokens[:num_tokens], sample.corrections[:num_tokens]
+        assert tokens.equal(tokens.sort().values)
+        is_certain = torch.isin(tokens, torch.tensor([3, 500, *range(900, 1_000)]))
+        assert corrections[is_certain].eq(0).all()
+        is_one_of_the_800 = ~is_certain & (tokens >= 100)
         expected = torch.full((int(is_one_of_the_800.sum()),), -math.log(others))
-        torch.testing.assert_close(sample.corrections[is_one_of_the_800], expected, atol=0.02, rtol=0)
+        torch.testing.assert_close(corrections[is_one_of_the_800], expected, atol=0.02, rtol=0)
     assert sampler.draw(targets, 7).tokens.equal(samples[7].tokens)
     assert not samples[8].tokens.equal(samples[7].tokens)
 
@@ -323,7 +329,9 @@ def test_muon_treats_queries_keys_and_values_and_transposed_weights_each_for_its
 
 
 def test_learning_rate_rises_then_falls_to_its_floor() -> None:
-    config = TrainingConfig(learning_rate=1e-3, warmup_fraction=0.1, final_learning_rate_fraction=0.1)
+    config = TrainingConfig(
+        learning_rate=1e-3, warmup_fraction=0.1, schedule="cosine", final_learning_rate_fraction=0.1
+    )
     rates = [1e-3 * learning_rate_fraction(step, 100, config) for step in range(100)]
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == pytest.approx(1e-3)
@@ -331,6 +339,12 @@ def test_learning_rate_rises_then_falls_to_its_floor() -> None:
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(1e-4, rel=0.05)
     assert all(math.isfinite(learning_rate_fraction(step, 1, config)) for step in (0, 1))
+
+
+def test_by_default_it_falls_in_a_straight_line_to_nothing() -> None:
+    fractions = [learning_rate_fraction(step, 100, TrainingConfig(warmup_fraction=0.1)) for step in range(100)]
+    assert [fractions[9], fractions[10], fractions[55]] == pytest.approx([1.0, 1.0, 0.5])
+    assert fractions[99] == pytest.approx(1 / 90)
 
 
 def test_a_trapezoid_stays_at_the_peak_and_falls_at_the_end() -> None:

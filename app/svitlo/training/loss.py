@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CHUNK = 256
 """Positions whose logits exist at one time: 51 MB with 50257 tokens."""
+_MULTIPLE = 256
+"""The size of a sample is a multiple of this."""
 _EXPONENT = 0.75
 """Of a token's frequency, in its probability to be drawn."""
 _TINY = torch.finfo(torch.float32).tiny
@@ -39,9 +42,9 @@ class VocabularySample:
     """The part of the vocabulary that the head computes in one step."""
 
     tokens: Tensor
-    """Token ids, int64, ascending; every target of the step is among them."""
+    """Token ids, int64, ascending; every target of the step is among them. The last one is repeated as padding."""
     corrections: Tensor
-    """Nats added to each token's logit: the logarithm of how many tokens it stands for."""
+    """Nats added to each token's logit: the logarithm of how many tokens it stands for; -∞ for padding."""
 
 
 class VocabularySampler:
@@ -68,7 +71,12 @@ class VocabularySampler:
         corrections = self._corrections.clone()
         corrections[targets] = 0
         tokens = is_drawn.nonzero().squeeze(1)
-        return VocabularySample(tokens, corrections[tokens])
+        # Blocks of memory with another size in each step would leave holes: twice the memory after a thousand steps.
+        padding = -len(tokens) % _MULTIPLE
+        return VocabularySample(
+            functional.pad(tokens, (0, padding), value=int(tokens[-1])),
+            functional.pad(corrections[tokens], (0, padding), value=-torch.inf),
+        )
 
 
 def _capped(weights: Tensor, total: int) -> Tensor:
