@@ -29,18 +29,12 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
     `hidden` [positions, width], `weight` [vocabulary, width], `targets` [positions].
     """
     total = 0.0
-    buffer = torch.empty(CHUNK, len(weight))
     with torch.no_grad():
         for chunk, target in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
-            logits = torch.mm(chunk, weight.T, out=buffer[: len(chunk)])
-            total += _nats(torch.softmax(logits, dim=1, out=logits), target[:, None])
+            logits = (chunk @ weight.T).float()
+            correct = logits.gather(1, target[:, None]).squeeze(1)
+            total += float((logits.logsumexp(dim=1) - correct).double().sum())
     return total
-
-
-def _nats(probabilities: Tensor, rows: Tensor) -> float:
-    """The cross-entropy summed over positions."""
-    correct = probabilities.gather(1, rows).clamp_min_(_TINY)
-    return -float(correct.double().log().sum())
 
 
 @dataclass(frozen=True)
@@ -118,13 +112,6 @@ class Head:
         rows = whole if sample is None else whole[sample.tokens]
         self._matrix = rows.to(dtype)
         self._gradient = weight.grad if sample is None else torch.zeros_like(rows)
-        # Used again for each chunk.
-        self._logits = torch.empty(CHUNK, len(rows))
-        self._products = self._logits
-        self._rounded_gradient = None
-        if dtype != self._logits.dtype:
-            self._products = torch.empty(CHUNK, len(rows), dtype=dtype)
-            self._rounded_gradient = torch.empty_like(self._matrix)
 
     def loss_and_gradient(self, hidden: Tensor, targets: Tensor, scale: float) -> tuple[float, Tensor]:
         """The cross-entropy of `targets` [positions] summed, in nats, and the gradient of `scale` × it for `hidden`.
@@ -138,26 +125,18 @@ class Head:
         with torch.no_grad():
             parts = [torch.split(tensor, CHUNK) for tensor in (hidden.detach().to(matrix.dtype), rows, hidden_gradient)]
             for chunk, row, gradient in zip(*parts, strict=True):
-                products, logits = self._products[: len(chunk)], self._logits[: len(chunk)]
-                torch.mm(chunk, matrix.T, out=products)
-                if self._products is not self._logits:
-                    logits.copy_(products)
+                logits = (chunk @ matrix.T).float()
                 if self._sample is not None:
                     logits.add_(self._sample.corrections)
                 # In place, a row at a time while it is in the cache: the logits are read and written only once.
                 probabilities = torch.softmax(logits, dim=1, out=logits)
-                total += _nats(probabilities, row[:, None])
+                correct = probabilities.gather(1, row[:, None])
+                total -= float(correct.clamp_min_(_TINY).double().log().sum())
                 # The gradient of the cross-entropy with respect to the logits: probabilities minus the one-hot target.
-                probabilities.scatter_add_(1, row[:, None], torch.full((len(row), 1), -1.0))
-                if self._products is not self._logits:
-                    products.copy_(probabilities)
-                if self._rounded_gradient is None:
-                    gradient.addmm_(products, matrix, alpha=scale)
-                    self._gradient.addmm_(products.T, chunk, alpha=scale)
-                else:
-                    gradient.add_(products @ matrix, alpha=scale)
-                    torch.mm(products.T, chunk, out=self._rounded_gradient)
-                    self._gradient.add_(self._rounded_gradient, alpha=scale)
+                probabilities.scatter_add_(1, row[:, None], torch.full_like(correct, -1.0))
+                logits_gradient = probabilities.to(matrix.dtype)
+                _add_product(gradient, logits_gradient, matrix, scale)
+                _add_product(self._gradient, logits_gradient.T, chunk, scale)
         return total, hidden_gradient
 
     def finish(self) -> None:
@@ -165,3 +144,11 @@ class Head:
         if self._sample is not None:
             assert self._weight.grad is not None
             self._weight.grad.index_add_(0, self._sample.tokens, self._gradient)
+
+
+def _add_product(result: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add `scale` × a @ b, where that may be of lower precision than `result`."""
+    if a.dtype == result.dtype:
+        result.addmm_(a, b, alpha=scale)
+    else:
+        result.add_(a @ b, alpha=scale)
