@@ -30,7 +30,6 @@ from svitlo.training import numerics
 from svitlo.training.optimizer import POLAR_EXPRESS
 
 LAYERS, WIDTH, POSITIONS, VOCABULARY, MICRO_BATCH = 6, 320, 256, 50_257, 4
-TOKENS_PER_STEP = 4_096
 SAMPLED = 3_072 + 1_100
 """About how many tokens a sampled head computes: those drawn and the other targets of a step."""
 
@@ -128,8 +127,10 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
         if setup.phase == 1:
             is_part = setup.kind == "svitlo" and setup.head.get("sampled_fraction", 0.0) > 0
             flop = products_per_token(SAMPLED if is_part else VOCABULARY)
-            if setup.kind == "svitlo" and configuration(setup).training.optimizer == "muon":
-                flop += muon_products(precision) / TOKENS_PER_STEP
+            training = configuration(setup).training if setup.kind == "svitlo" else None
+            if training is not None and training.optimizer == "muon":
+                sequences = training.micro_batch * training.gradient_accumulation
+                flop += muon_products(precision) / (sequences * POSITIONS)
             line += f" {flop:12.1f} {speed * flop / 1e3 / rate['part' if is_part else 'all']:15.0%}"
         print(line, flush=True)
 
