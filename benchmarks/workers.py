@@ -125,7 +125,7 @@ def main() -> None:
 
     numerics.set_threads(setup.threads)
     if setup.keeps_memory:
-        numerics.keep_freed_memory()
+        numerics.keep_freed_memory(also_large=setup.kind == "trainer")
     (_svitlo if setup.kind == "svitlo" else _trainer)(setup)
 
 

@@ -10,9 +10,12 @@ from tests.containers.stack import Stack
 pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]
 
 TOO_LITTLE = "256m"
+# Weights and their gradient alone need more than that. Where only file pages lack room, nobody is killed: all crawl.
+LARGE_MODEL = {"width": 640, "heads": 10}
 
 
 def test_a_trainer_without_enough_memory_is_held_and_explained(stack: Stack) -> None:
+    stack.change("phase1_pretraining.yaml", "model", **LARGE_MODEL)
     stack.environment["TRAINER_MEMORY"] = TOO_LITTLE
     stack.up()
     stack.wait_for("it gives up", lambda: stack.events("gave up"), every=0.5)

@@ -96,3 +96,14 @@ def test_padding_stays_under_ten_percent(conversations: tuple[ConversationSet, C
     positions = sum(m.inputs.numel() for step in range(batches.steps_per_epoch) for m in batches.step(step))
     tokens = int(data.lengths.sum()) - len(data)
     assert 1 - tokens / positions < 0.10
+
+
+def test_lengths_are_few_and_none_is_beyond_the_longest_conversation(
+    conversations: tuple[ConversationSet, ConversationBatches],
+) -> None:
+    data, batches = conversations
+    longest = int(data.lengths.max()) - 1
+    lengths = {m.inputs.shape[1] for step in range(batches.steps_per_epoch) for m in batches.step(step)}
+    assert lengths
+    assert all(length % 4 == 0 or length == longest for length in lengths)
+    assert max(lengths) == longest

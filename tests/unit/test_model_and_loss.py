@@ -85,7 +85,8 @@ def test_a_model_made_with_weights_is_the_one_they_came_from_and_draws_no_random
 def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
     """Sizes around the chunk, in float64-free arithmetic: compared with autograd through the full logits."""
     torch.manual_seed(0)
-    for positions in (1, CHUNK - 1, CHUNK, 2 * CHUNK + 3):
+    chunk = CHUNK[torch.float32]
+    for positions in (1, chunk - 1, chunk, 2 * chunk + 3):
         hidden = torch.randn(positions, 32, requires_grad=True)
         weight = torch.nn.Parameter(torch.randn(500, 32))
         targets = torch.randint(0, 500, (positions,))
@@ -140,6 +141,22 @@ class ProductTypes(TorchDispatchMode):
         if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm"):
             self.types |= {tensor.dtype for tensor in args[-2:]}
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_makes_no_new_logits_for_a_chunk(dtype: torch.dtype) -> None:
+    """Blocks of 51 MB, made and freed at each chunk, would leave gigabytes of holes in memory that is kept."""
+    hidden, weight = torch.randn(4 * CHUNK[dtype], 8), torch.nn.Parameter(torch.randn(3_000, 8))
+    targets = torch.randint(0, 3_000, (len(hidden),))
+    head = Head(weight, dtype=dtype)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        head.loss_and_gradient(hidden, targets, 1.0)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest < CHUNK[dtype] * len(weight) * dtype.itemsize / 3
+
+    with torch.profiler.profile(profile_memory=True) as profile:
+        head_loss(hidden, weight, targets)
+    assert sum(event.self_cpu_memory_usage >= CHUNK[torch.float32] * len(weight) * 4 for event in profile.events()) == 1
 
 
 @pytest.mark.parametrize("num_tokens", [None, 15])

@@ -16,6 +16,8 @@ from svitlo.training.numerics import seed_for
 IGNORED = -100
 """Target of a position without loss, as everywhere in torch."""
 
+_MULTIPLE = 4
+"""The length of conversations in a micro-batch is a multiple of this, or that of the longest of all."""
 _ROUNDS = 6
 
 
@@ -134,6 +136,7 @@ class ConversationBatches(_StepBatches):
         super().__init__(len(conversations), micro_batch, gradient_accumulation, seed)
         self._conversations = conversations
         self._pad = pad_token
+        self._longest = int(conversations.lengths.max(initial=1)) - 1
 
     def step(self, step: int) -> list[MicroBatch]:
         return [self._load(part) for part in self._micro_batches(self._by_length(self._sequences(step)))]
@@ -152,6 +155,8 @@ class ConversationBatches(_StepBatches):
     def _load(self, sequences: list[int]) -> MicroBatch:
         # The last token is never an input and the first never a target, so a row has one position less than tokens.
         length = max(int(self._conversations.lengths[sequence]) for sequence in sequences) - 1
+        # Matrix products in bf16 are compiled for each size; few sizes are faster, and take less memory.
+        length = min(-(-length // _MULTIPLE) * _MULTIPLE, self._longest)
         inputs = torch.full((len(sequences), length), self._pad, dtype=torch.int64)
         targets = torch.full((len(sequences), length), IGNORED, dtype=torch.int64)
         for row, sequence in enumerate(sequences):
