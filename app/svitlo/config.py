@@ -185,7 +185,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW's, for matrices; norms and biases have none."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -212,7 +212,7 @@ class HeadConfig(Section):
 class EvaluationConfig(Section):
     """When and on how much to measure the validation loss."""
 
-    every_n_steps: int = Field(default=500, ge=1)
+    every_n_steps: int = Field(default=1_000, ge=1)
     max_sequences: int | None = Field(default=500, ge=1)
     """The first so many validation sequences; empty means all."""
 
