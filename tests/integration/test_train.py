@@ -48,10 +48,11 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(trained: Job, prepared:
     print(f"seed {seed}")
     rng = random.Random(seed)
     kills = 0
-    for pattern in ("phase 1 begins", "phase 1 .* step [1-9]", "phase 1, step 16", "phase 2 begins", "phase 2, step 8"):
+    # Lines that are still to come wherever the last kill hit: a fast machine does several steps before it.
+    for pattern in ("phase 1 begins", "phase 1 .* step [1-9]", "phase 1, step (16|24)", "phase 2", r"phase 2, step \d"):
         process = job.start("train")
         wait_for_line(process, pattern)
-        time.sleep(rng.uniform(0, 1.0))
+        time.sleep(rng.uniform(0, 0.5))
         assert process.poll() is None, "it must still run when it is killed"
         kill(process)
         kills += 1
