@@ -30,7 +30,7 @@ from svitlo.training.schedule import learning_rate_fraction
 
 _SECONDS_BEFORE_SAVING_AGAIN = 30.0
 _RECENT_SAVES = 5
-_WORK_WITH_WHOLE_HEAD = {1: 2.0, 2: 1.4}
+_WORK_WITH_WHOLE_HEAD = {1: 2.2, 2: 1.5}
 """By phase: how many times as long as with a sampled vocabulary a step takes (docs/performance.md)."""
 
 
