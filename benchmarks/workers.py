@@ -27,6 +27,8 @@ from typing import Any
 from svitlo.config import Phase2Config, load_phase1_config, load_phase2_config
 
 ROOT = Path(__file__).resolve().parents[1]
+# Blocks of all sizes, because the Trainer makes many large ones in each step.
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(64 * 2**20)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Setup:
     threads: int = 2
     precision: str = "fp32"
     keeps_memory: bool = True
-    """Whether glibc is told to keep freed memory, as Svitlo does; for the Trainer it is a row of its own."""
+    """`trainer`: whether glibc is told to keep freed memory, as Svitlo does by itself; it is a row of its own."""
     seed: int = 1
     validation_sequences: int = 100
     start: str = ""
@@ -62,6 +64,8 @@ class Worker:
         self.setup = setup
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
         environment |= {"PYTHONPATH": f"{ROOT / 'app'}:{ROOT}", "TOKENIZERS_PARALLELISM": "false"}
+        if setup.kind == "trainer" and setup.keeps_memory:
+            environment |= KEPT_MEMORY
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.workers", json.dumps(asdict(setup))],
             stdin=subprocess.PIPE,
@@ -124,8 +128,8 @@ def main() -> None:
     from svitlo.training import numerics
 
     numerics.set_threads(setup.threads)
-    if setup.keeps_memory:
-        numerics.keep_freed_memory(also_large=setup.kind == "trainer")
+    if setup.kind == "svitlo":
+        numerics.keep_freed_memory()
     (_svitlo if setup.kind == "svitlo" else _trainer)(setup)
 
 

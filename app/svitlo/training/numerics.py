@@ -14,15 +14,15 @@ torch.set_flush_denormal(True)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """By precision: of the factors of matrix products in training. All else is computed and kept in float32."""
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _LARGE = 24 * 2**20
 
 
-def keep_freed_memory(*, also_large: bool = False) -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: giving memory back to the kernel at each step costs a third of the speed.
 
     Blocks of 24 MB and more, of which a step makes a handful, still come from the kernel: among kept blocks of many
-    sizes they would leave holes, gigabytes of them in phase 2. `also_large` keeps them as well, for who makes many.
+    sizes they would leave holes, gigabytes of them in phase 2.
 
     The same as MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_, but works without an environment.
     """
@@ -31,8 +31,6 @@ def keep_freed_memory(*, also_large: bool = False) -> None:
     except (OSError, AttributeError):  # not glibc
         return
     mallopt(_M_MMAP_THRESHOLD, _LARGE)
-    if also_large:
-        mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 * 2**20)
 
