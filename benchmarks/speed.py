@@ -4,7 +4,7 @@
     python -m benchmarks.speed --volumes volumes   # prepared data is taken from there; without it, the demo's is made
 
 Everything is measured in turns within one run, because absolute times on a shared machine mean nothing; figures are
-medians. The product rate is that of the same shapes as the model's, with nothing in between.
+medians. "Of their rate" is what share of a step its matrix products would take with nothing in between.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import restart
 from benchmarks.workers import ROOT, Setup, Worker, configuration
 from svitlo.training import numerics
+from svitlo.training.loss import CHUNK
 from svitlo.training.optimizer import POLAR_EXPRESS
 
-LAYERS, WIDTH, POSITIONS, VOCABULARY, MICRO_BATCH = 6, 320, 256, 50_257, 4
+LAYERS, WIDTH, HEADS, POSITIONS, VOCABULARY = 6, 320, 5, 256, 50_257
+MICRO_BATCH, MICRO_BATCHES = 4, 4
 SAMPLED = 3_072 + 1_100
 """About how many tokens a sampled head computes: those drawn and the other targets of a step."""
 
@@ -48,63 +52,68 @@ def machine() -> dict[str, Any]:
     }
 
 
-def products_per_token(head_rows: int) -> float:
-    """Multiplications and additions per token in the weights' matrix products, forward and backward, in MFLOP."""
-    block = WIDTH * 3 * WIDTH + WIDTH * WIDTH + 2 * WIDTH * 4 * WIDTH
-    attention = (
-        2 * POSITIONS * WIDTH
-    )  # scores and their use, over half the window on average in the causal kernel's count
-    return 6 * (LAYERS * (block + attention / 2) + head_rows * WIDTH) / 1e6
+class Products:
+    """The matrix products of one step of 4,096 tokens and nothing else: blocks, head, and Muon's if it is used.
+
+    Attention multiplies over the whole window, also where the mask throws half of it away.
+    """
+
+    def __init__(self, head_rows: int, precision: str, *, muon: bool) -> None:
+        kind = numerics.DTYPES[precision]
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=kind)
+
+        def with_gradients(left: Tensor, right: Tensor) -> list[tuple[Tensor, Tensor]]:
+            result = random(*left.shape[:-1], right.shape[-1])
+            return [(left, right), (result, right.mT), (left.mT, result)]
+
+        tokens, chunk = MICRO_BATCH * POSITIONS, CHUNK[kind]
+        block = [
+            product
+            for rows, columns in ((1, 3), (1, 1), (1, 4), (4, 1))
+            for product in with_gradients(random(tokens, rows * WIDTH), random(rows * WIDTH, columns * WIDTH))
+        ]
+        queries, values = (random(MICRO_BATCH * HEADS, POSITIONS, WIDTH // HEADS) for _ in range(2))
+        block += with_gradients(queries, values.mT)
+        block += with_gradients(random(MICRO_BATCH * HEADS, POSITIONS, POSITIONS), values)
+        head = with_gradients(random(chunk, WIDTH), random(head_rows, WIDTH).T)
+        self._products = (block * LAYERS + head * (tokens // chunk)) * MICRO_BATCHES
+        if muon:
+            self._products += muon_products(precision, random)
+        # Written into buffers, as the head does: new memory of that size would cost more than the product.
+        shapes = {(*left.shape[:-1], right.shape[-1]) for left, right in self._products}
+        self._buffers = {shape: torch.empty(shape, dtype=kind) for shape in shapes}
+        flop = sum(2 * left.numel() * right.shape[-1] for left, right in self._products)
+        self.mflop_per_token = flop / (MICRO_BATCHES * tokens) / 1e6
+
+    def tokens_per_second(self) -> float:
+        """Measured once."""
+        start = time.perf_counter()
+        for left, right in self._products:
+            torch.matmul(left, right, out=self._buffers[*left.shape[:-1], right.shape[-1]])
+        return MICRO_BATCHES * MICRO_BATCH * POSITIONS / (time.perf_counter() - start)
 
 
-def muon_products(precision: str) -> float:
-    """Multiplications and additions in the matrix products of an update by Muon, in MFLOP.
+def muon_products(precision: str, random: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Those of an update by Muon (`orthogonalised` in training/optimizer.py).
 
     Of each layer four matrices are square (queries, keys, values and the projection) and two are four times as wide.
     """
-    square = 2 * WIDTH**3
+    squares, grams, wide = (random(n * LAYERS, WIDTH, m * WIDTH) for n, m in ((4, 1), (2, 1), (2, 4)))
     iterations = len(POLAR_EXPRESS)
-    directly = iterations * (2 * 4 + 1) * square  # of a wide matrix: Gram matrix and product with it, polynomial
-    by_gram = (4 + 2 * iterations + 2 * (iterations - 1) + 4) * square
-    wide = by_gram if precision == "fp32" else directly
-    return LAYERS * (4 * iterations * 3 * square + 2 * wide) / 1e6
-
-
-class Products:
-    """The model's matrix products alone, forward and backward, for one micro-batch."""
-
-    def __init__(self, head_rows: int, precision: str) -> None:
-        kind = torch.bfloat16 if precision == "bf16" else torch.float32
-        tokens = MICRO_BATCH * POSITIONS
-        self._layers = [
-            tuple(torch.randn(shape, dtype=kind) for shape in ((tokens, rows), (rows, columns), (tokens, columns)))
-            for rows, columns in ((320, 960), (320, 320), (320, 1280), (1280, 320))
-        ]
-        self._head = [torch.randn(shape, dtype=kind) for shape in ((256, WIDTH), (head_rows, WIDTH))]
-        self._logits = torch.randn(256, head_rows, dtype=kind)
-        self._flop = 6 * tokens * (LAYERS * sum(w.numel() for _, w, _ in self._layers) + head_rows * WIDTH)
-
-    def rate(self) -> float:
-        """Measured once: GFLOP/s."""
-        start = time.perf_counter()
-        for _ in range(LAYERS):
-            for inputs, weights, outputs in self._layers:
-                torch.mm(inputs, weights)
-                torch.mm(outputs, weights.T)
-                torch.mm(inputs.T, outputs)
-        for _ in range(MICRO_BATCH):
-            hidden, weights = self._head
-            torch.mm(hidden, weights.T)
-            torch.mm(self._logits, weights)
-            torch.mm(self._logits.T, hidden)
-        return self._flop / (time.perf_counter() - start) / 1e9
+    products = [(squares, squares)] * (3 * iterations)
+    if precision == "fp32":  # through the Gram matrix
+        return products + [(wide, wide.mT), (grams, wide)] + [(grams, grams)] * (4 * iterations - 2)
+    return products + [(wide, wide.mT), (grams, grams), (grams, wide)] * iterations
 
 
 def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
     """Take turns, a step each, and print a table."""
-    products = {name: Products(rows_of, precision) for name, rows_of in (("all", VOCABULARY), ("part", SAMPLED))}
+    kinds = {name: kind_of_products(setup) for name, setup in rows.items() if setup.phase == 1}
+    products = {kind: Products(kind[0], precision, muon=kind[1]) for kind in dict.fromkeys(kinds.values())}
     speeds: dict[str, list[float]] = {name: [] for name in rows}
-    rates: dict[str, list[float]] = {name: [] for name in products}
+    alone: dict[tuple[int, bool], list[float]] = {kind: [] for kind in products}
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, setup)) for name, setup in rows.items()]
         for worker in workers:
@@ -113,26 +122,28 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
             for worker in workers:
                 answer = worker.ask("step")
                 speeds[worker.name].append(answer["tokens"] / answer["seconds"])
-            for name, product in products.items():
-                rates[name].append(max(product.rate() for _ in range(3)))
-    rate = {name: statistics.median(values) for name, values in rates.items()}
-    print(
-        f"  matrix products alone: {rate['all']:.0f} GFLOP/s with the whole head, {rate['part']:.0f} with a sampled one"
-    )
+            for kind, product in products.items():
+                alone[kind].append(max(product.tokens_per_second() for _ in range(2)))
     baseline = statistics.median(next(iter(speeds.values())))
-    print(f"  {'':44} {'tokens/s':>9} {'ratio':>6} {'MFLOP/token':>12} {'of product rate':>16}")
-    for name, setup in rows.items():
+    print(f"  {'':44} {'tokens/s':>9} {'ratio':>6}" + (PRODUCT_COLUMNS if products else ""))
+    for name in rows:
         speed = statistics.median(speeds[name])
         line = f"  {name:44} {speed:9,.0f} {speed / baseline:6.2f}"
-        if setup.phase == 1:
-            is_part = setup.kind == "svitlo" and setup.head.get("sampled_fraction", 0.0) > 0
-            flop = products_per_token(SAMPLED if is_part else VOCABULARY)
-            training = configuration(setup).training if setup.kind == "svitlo" else None
-            if training is not None and training.optimizer == "muon":
-                sequences = training.micro_batch * training.gradient_accumulation
-                flop += muon_products(precision) / (sequences * POSITIONS)
-            line += f" {flop:12.1f} {speed * flop / 1e3 / rate['part' if is_part else 'all']:15.0%}"
+        if name in kinds:
+            mflop, limit = products[kinds[name]].mflop_per_token, statistics.median(alone[kinds[name]])
+            line += f" {mflop:12.1f} {limit * mflop / 1e3:16.0f} {speed / limit:14.0%}"
         print(line, flush=True)
+
+
+PRODUCT_COLUMNS = f" {'MFLOP/token':>12} {'products GFLOP/s':>16} {'of their rate':>14}"
+
+
+def kind_of_products(setup: Setup) -> tuple[int, bool]:
+    """Rows of the head that a step computes, and whether Muon multiplies as well."""
+    if setup.kind == "trainer":
+        return VOCABULARY, False
+    config = configuration(setup)
+    return SAMPLED if config.head.sampled_fraction else VOCABULARY, config.training.optimizer == "muon"
 
 
 def start_up() -> None:
