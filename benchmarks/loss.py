@@ -46,7 +46,7 @@ TUNED = {
     "gradient_accumulation_steps": 4,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.02,
-    "adam_beta2": 0.95,
+    "adam_beta2": 0.99,
 }
 
 

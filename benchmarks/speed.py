@@ -123,7 +123,7 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
                 answer = worker.ask("step")
                 speeds[worker.name].append(answer["tokens"] / answer["seconds"])
             for kind, product in products.items():
-                alone[kind].append(max(product.tokens_per_second() for _ in range(2)))
+                alone[kind].append(product.tokens_per_second())
     baseline = statistics.median(next(iter(speeds.values())))
     print(f"  {'':44} {'tokens/s':>9} {'ratio':>6}" + (PRODUCT_COLUMNS if products else ""))
     for name in rows:

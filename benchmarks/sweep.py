@@ -105,7 +105,7 @@ def main() -> None:
     results = [result for result in known if any(identity(*one).items() <= result.items() for one in wanted)]
     missing = [one for one in wanted if not any(identity(*one).items() <= result.items() for result in results)]
     with ThreadPoolExecutor(options.jobs) as pool, options.output.open("a") as file:
-        for result in pool.map(lambda one: run(*one, options.evaluations), missing):
+        for result in pool.map(lambda one: run(one[0], one[1], options.evaluations), missing):
             results.append(result)
             file.write(json.dumps(result) + "\n")
             file.flush()
