@@ -296,6 +296,17 @@ def test_missing_files_and_wrong_patterns(tmp_path: Path) -> None:
         documents(tmp_path, "text", "other.txt::*.txt")
 
 
+def test_links_that_are_not_followed_are_named(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    (elsewhere / "corpus.txt").write_text(f"title\n{ENGLISH}")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "linked").symlink_to(elsewhere)
+    with pytest.raises(DataError, match=r"In the folder: linked \(a link to a folder"):
+        documents(raw, "text", "**/*.txt")
+
+
 # --- what looks wrong
 
 

@@ -21,6 +21,8 @@ from svitlo.errors import DataError, SvitloError
 
 Announce = Callable[[str], None]
 
+_DEAD_LINK = " (a link to a folder, or to nothing that can be seen here: put the files themselves there)"
+
 
 class Positioned(NamedTuple):
     unit: int
@@ -74,9 +76,9 @@ def find_files(source: Source, raw_folder: Path, announce: Announce) -> list[Pac
             unused.append(pattern)
     if not found:
         there = sorted(
-            path.relative_to(raw_folder).as_posix()
+            path.relative_to(raw_folder).as_posix() + ("" if path.is_file() else _DEAD_LINK)
             for path in raw_folder.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
+            if (path.is_file() or path.is_symlink()) and not path.name.startswith(".")
         )
         shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
         raise DataError(
