@@ -203,7 +203,7 @@ class TrainingConfig(Section):
 class HeadConfig(Section):
     """What the loss is computed over while training. Validation always takes the whole vocabulary."""
 
-    sampled_fraction: float = Field(default=0.8, ge=0, le=1)
+    sampled_fraction: float = Field(default=0.9, ge=0, le=1)
     """Share of the steps, from the first, that compute a part of the vocabulary only. 0: always all of it."""
     sampled_tokens: int = Field(default=3_072, ge=1)
     """Drawn anew in each step, on average so many, besides the targets of the step; they stand for all."""
