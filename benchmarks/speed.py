@@ -4,7 +4,7 @@
     python -m benchmarks.speed --volumes volumes   # prepared data is taken from there; without it, the demo's is made
 
 Everything is measured in turns within one run, because absolute times on a shared machine mean nothing; figures are
-medians. "Of their rate" is what share of a step its matrix products would take with nothing in between.
+medians. "Of the step" is what share of its time the matrix products would take with nothing in between.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
             for kind, product in products.items():
                 alone[kind].append(product.tokens_per_second())
     baseline = statistics.median(next(iter(speeds.values())))
-    print(f"  {'':44} {'tokens/s':>9} {'ratio':>6}" + (PRODUCT_COLUMNS if products else ""))
+    columns = f" {'MFLOP/token':>12} {'products GFLOP/s':>16} {'of the step':>14}" if products else ""
+    print(f"  {'':44} {'tokens/s':>9} {'ratio':>6}{columns}")
     for name in rows:
         speed = statistics.median(speeds[name])
         line = f"  {name:44} {speed:9,.0f} {speed / baseline:6.2f}"
@@ -133,9 +134,6 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
             mflop, limit = products[kinds[name]].mflop_per_token, statistics.median(alone[kinds[name]])
             line += f" {mflop:12.1f} {limit * mflop / 1e3:16.0f} {speed / limit:14.0%}"
         print(line, flush=True)
-
-
-PRODUCT_COLUMNS = f" {'MFLOP/token':>12} {'products GFLOP/s':>16} {'of their rate':>14}"
 
 
 def kind_of_products(setup: Setup) -> tuple[int, bool]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
-
-APP = Path(__file__).resolve().parents[2] / "app"
 
 STEPS = """
 import ctypes, resource, sys, torch
@@ -35,7 +32,7 @@ def page_faults(memory: str, *, megabytes: int, blocks: int, steps: int) -> int:
     arguments = [memory, str(megabytes), str(blocks), str(steps)]
     done = subprocess.run(
         [sys.executable, "-c", STEPS, *arguments],
-        env={**environment, "PYTHONPATH": str(APP)},
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
