@@ -4,7 +4,8 @@
     python -m benchmarks.speed --volumes volumes   # prepared data is taken from there; without it, the demo's is made
 
 Everything is measured in turns within one run, because absolute times on a shared machine mean nothing; figures are
-medians. "Of the step" is what share of its time the matrix products would take with nothing in between.
+medians. "Of the step" is what share of its time the matrix products would take with nothing in between, multiplied as
+Svitlo does; "by torch" is how fast torch multiplies the same, as the Trainer does.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from torch import Tensor
 from benchmarks import restart
 from benchmarks.workers import ROOT, Setup, Worker, configuration
 from svitlo.training import numerics
+from svitlo.training.attention import blocks
 from svitlo.training.loss import CHUNK
 from svitlo.training.optimizer import POLAR_EXPRESS
+from svitlo.training.products import SLICE, product
 
 LAYERS, WIDTH, HEADS, POSITIONS, VOCABULARY = 6, 320, 5, 256, 50_257
 MICRO_BATCH, MICRO_BATCHES = 4, 4
@@ -55,7 +58,7 @@ def machine() -> dict[str, Any]:
 class Products:
     """The matrix products of one step of 4,096 tokens and nothing else: blocks, head, and Muon's if it is used.
 
-    Attention multiplies over the whole window, also where the mask throws half of it away.
+    Attention multiplies by blocks of positions, as ours does; the Trainer takes the whole window, 1.5 MFLOP a token more.
     """
 
     def __init__(self, head_rows: int, precision: str, *, muon: bool) -> None:
@@ -69,29 +72,32 @@ class Products:
             return [(left, right), (result, right.mT), (left.mT, result)]
 
         tokens, chunk = MICRO_BATCH * POSITIONS, CHUNK[kind]
-        block = [
-            product
+        layer = [
+            pair
             for rows, columns in ((1, 3), (1, 1), (1, 4), (4, 1))
-            for product in with_gradients(random(tokens, rows * WIDTH), random(rows * WIDTH, columns * WIDTH))
+            for pair in with_gradients(random(tokens, rows * WIDTH), random(rows * WIDTH, columns * WIDTH))
         ]
         queries, values = (random(MICRO_BATCH * HEADS, POSITIONS, WIDTH // HEADS) for _ in range(2))
-        block += with_gradients(queries, values.mT)
-        block += with_gradients(random(MICRO_BATCH * HEADS, POSITIONS, POSITIONS), values)
+        for first, end in blocks(POSITIONS):
+            layer += with_gradients(queries[:, first:end], values[:, :end].mT)
+            layer += with_gradients(random(MICRO_BATCH * HEADS, end - first, end), values[:, :end])
         head = with_gradients(random(chunk, WIDTH), random(head_rows, WIDTH).T)
-        self._products = (block * LAYERS + head * (tokens // chunk)) * MICRO_BATCHES
+        self._products = (layer * LAYERS + head * (tokens // chunk)) * MICRO_BATCHES
         if muon:
             self._products += muon_products(precision, random)
-        # Written into buffers, as the head does: new memory of that size would cost more than the product.
-        shapes = {(*left.shape[:-1], right.shape[-1]) for left, right in self._products}
-        self._buffers = {shape: torch.empty(shape, dtype=kind) for shape in shapes}
         flop = sum(2 * left.numel() * right.shape[-1] for left, right in self._products)
         self.mflop_per_token = flop / (MICRO_BATCHES * tokens) / 1e6
 
-    def tokens_per_second(self) -> float:
-        """Measured once."""
+    def tokens_per_second(self, multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """Measured once; `multiply` is for all but attention, which torch multiplies in any case."""
         start = time.perf_counter()
         for left, right in self._products:
-            torch.matmul(left, right, out=self._buffers[*left.shape[:-1], right.shape[-1]])
+            if left.ndim == 3:
+                torch.bmm(left, right)
+            else:  # in parts, as the head does: new memory for all of its result would cost more than the product
+                for rows in left.split(SLICE):
+                    for columns in right.split(SLICE, dim=1):
+                        multiply(rows, columns)
         return MICRO_BATCHES * MICRO_BATCH * POSITIONS / (time.perf_counter() - start)
 
 
@@ -100,12 +106,14 @@ def muon_products(precision: str, random: Callable[..., Tensor]) -> list[tuple[T
 
     Of each layer four matrices are square (queries, keys, values and the projection) and two are four times as wide.
     """
-    squares, grams, wide = (random(n * LAYERS, WIDTH, m * WIDTH) for n, m in ((4, 1), (2, 1), (2, 4)))
+    square, wide = random(WIDTH, WIDTH), random(WIDTH, 4 * WIDTH)
     iterations = len(POLAR_EXPRESS)
-    products = [(squares, squares)] * (3 * iterations)
+    of_squares = [(square, square)] * (3 * iterations)
     if precision == "fp32":  # through the Gram matrix
-        return products + [(wide, wide.mT), (grams, wide)] + [(grams, grams)] * (4 * iterations - 2)
-    return products + [(wide, wide.mT), (grams, grams), (grams, wide)] * iterations
+        of_wide = [(wide, wide.mT), (square, wide)] + [(square, square)] * (4 * iterations - 2)
+    else:
+        of_wide = [(wide, wide.mT), (square, square), (square, wide)] * iterations
+    return (of_squares * 4 + of_wide * 2) * LAYERS
 
 
 def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
@@ -114,6 +122,7 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
     products = {kind: Products(kind[0], precision, muon=kind[1]) for kind in dict.fromkeys(kinds.values())}
     speeds: dict[str, list[float]] = {name: [] for name in rows}
     alone: dict[tuple[int, bool], list[float]] = {kind: [] for kind in products}
+    by_torch: dict[tuple[int, bool], list[float]] = {kind: [] for kind in products}
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, setup)) for name, setup in rows.items()]
         for worker in workers:
@@ -122,17 +131,20 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
             for worker in workers:
                 answer = worker.ask("step")
                 speeds[worker.name].append(answer["tokens"] / answer["seconds"])
-            for kind, product in products.items():
-                alone[kind].append(product.tokens_per_second())
+            for kind, its_products in products.items():
+                alone[kind].append(its_products.tokens_per_second(product))
+                by_torch[kind].append(its_products.tokens_per_second(torch.mm))
     baseline = statistics.median(next(iter(speeds.values())))
-    columns = f" {'MFLOP/token':>12} {'products GFLOP/s':>16} {'of the step':>14}" if products else ""
+    columns = f" {'MFLOP/token':>12} {'GFLOP/s alone':>14} {'by torch':>9} {'of the step':>12}" if products else ""
     print(f"  {'':44} {'tokens/s':>9} {'ratio':>6}{columns}")
     for name in rows:
         speed = statistics.median(speeds[name])
         line = f"  {name:44} {speed:9,.0f} {speed / baseline:6.2f}"
         if name in kinds:
-            mflop, limit = products[kinds[name]].mflop_per_token, statistics.median(alone[kinds[name]])
-            line += f" {mflop:12.1f} {limit * mflop / 1e3:16.0f} {speed / limit:14.0%}"
+            kind = kinds[name]
+            mflop = products[kind].mflop_per_token
+            limit, torchs = statistics.median(alone[kind]), statistics.median(by_torch[kind])
+            line += f" {mflop:12.1f} {limit * mflop / 1e3:14.0f} {torchs * mflop / 1e3:9.0f} {speed / limit:12.0%}"
         print(line, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,30 @@ def test_an_epoch_of_text_holds_every_token_once(text: tuple[TokenStream, TextBa
     expected = [tuple(stream.read(start, start + 64).tolist()) for start in range(0, batches.num_sequences * 64, 64)]
     assert sorted(seen) == sorted(expected)
     assert seen != expected
+
+
+def test_each_epoch_cuts_the_text_elsewhere_and_still_holds_nearly_every_token(
+    text: tuple[TokenStream, TextBatches],
+) -> None:
+    stream, batches = text
+    tokens = stream.read(0, stream.num_tokens).tolist()
+    shifts = []
+    for epoch in range(5):
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        seen = sorted(
+            row.tolist() for step in steps for micro_batch in batches.step(step) for row in micro_batch.inputs
+        )
+        cuts = (sorted(_windows(tokens, shift, len(seen))) == seen for shift in range(64))
+        shifts.append(list(cuts).index(True))
+    assert shifts[0] == 0
+    gaps = [later - earlier for earlier, later in itertools.pairwise([*sorted(shifts), 64])]
+    assert min(gaps) >= 64 // 8
+
+
+def _windows(tokens: list[int], shift: int, number: int) -> list[list[int]]:
+    """End to end from the token `shift` on, but for the last one, which ends before the last token."""
+    starts = [min(64 * window + shift, len(tokens) - 65) for window in range(number)]
+    return [tokens[start : start + 64] for start in starts]
 
 
 def test_epochs_have_different_orders_and_a_step_is_the_same_when_asked_again(

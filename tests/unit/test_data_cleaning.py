@@ -33,6 +33,7 @@ from svitlo.data.dialogue import detokenize
         ("One , two ,, three", "One, two, three"),
         (", a village, lies here.", "a village, lies here."),
         ("First line.\n, second", "First line.\nsecond"),
+        ("First line.\n;\nsecond", "First line.\nsecond"),
         ("non\u00a0breaking\u2009spaces", "non breaking spaces"),
         ("zero\u200bwidth\ufeff and soft\u00adhyphen", "zerowidth and softhyphen"),
         ("bell\x07 and null\x00", "bell and null"),

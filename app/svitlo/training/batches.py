@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ IGNORED = -100
 _MULTIPLE = 4
 """The length of conversations in a micro-batch is a multiple of this, or that of the longest of all."""
 _ROUNDS = 6
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def permuted(position: int, size: int, key: int) -> int:
@@ -98,7 +100,11 @@ class _StepBatches:
 
 
 class TextBatches(_StepBatches):
-    """Phase 1: windows of `sequence_length` + 1 tokens, cut from the stream end to end."""
+    """Phase 1: windows of `sequence_length` + 1 tokens, cut from the stream end to end.
+
+    In each epoch they begin elsewhere, so that nothing is cut off from what stands before it twice, and no window is
+    learnt by heart (docs/log.md); by multiples of the golden ratio, which lie apart however many epochs there are.
+    """
 
     def __init__(
         self, stream: TokenStream, sequence_length: int, micro_batch: int, gradient_accumulation: int, seed: int
@@ -108,7 +114,8 @@ class TextBatches(_StepBatches):
         self._length = sequence_length
 
     def step(self, step: int) -> list[MicroBatch]:
-        return [self._load(part) for part in self._micro_batches(self._sequences(step))]
+        shift = int(step // self.steps_per_epoch * _GOLDEN_RATIO % 1 * self._length)
+        return [self._load(part, shift) for part in self._micro_batches(self._sequences(step))]
 
     def target_counts(self, vocab_size: int) -> Tensor:
         return torch.from_numpy(self._stream.token_counts(vocab_size))
@@ -117,8 +124,9 @@ class TextBatches(_StepBatches):
         for part in self._micro_batches(list(range(min(self.num_sequences, max_sequences or self.num_sequences)))):
             yield self._load(part)
 
-    def _load(self, sequences: list[int]) -> MicroBatch:
-        starts = [sequence * self._length for sequence in sequences]
+    def _load(self, sequences: list[int], shift: int = 0) -> MicroBatch:
+        last = self._stream.num_tokens - self._length - 1
+        starts = [min(sequence * self._length + shift, last) for sequence in sequences]
         windows = np.stack([self._stream.read(start, start + self._length + 1) for start in starts])
         tokens = torch.from_numpy(windows.astype(np.int64))
         return MicroBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from svitlo.training.products import add_product, product_into
+
 CHUNK = {torch.float32: 256, torch.bfloat16: 512}
 """Positions whose logits exist at one time: 51 MB with 50257 tokens."""
 _EXACT = 64
 """Positions whose softmax is computed at one time, in float32."""
-_SLICE = 8192
-"""Tokens whose weight's gradient is computed at one time."""
 _MULTIPLE = 256
 """The size of a sample is a multiple of this."""
 _EXPONENT = 0.75
@@ -36,7 +36,8 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
     buffer = torch.empty(CHUNK[torch.float32], len(weight))
     with torch.no_grad():
         for chunk, target in zip(hidden.split(len(buffer)), targets.split(len(buffer)), strict=True):
-            logits = torch.mm(chunk, weight.T, out=buffer[: len(chunk)])
+            logits = buffer[: len(chunk)]
+            product_into(logits, chunk, weight.T)
             log_probabilities = torch.log_softmax(logits, dim=1, out=logits)
             total -= float(log_probabilities.gather(1, target[:, None]).double().sum())
     return total
@@ -131,12 +132,12 @@ class Head:
         with torch.no_grad():
             tensors = hidden.detach().to(matrix.dtype), rows, hidden_gradient
             for chunk, row, gradient in zip(*(t.split(len(self._products)) for t in tensors), strict=True):
-                products = torch.mm(chunk, matrix.T, out=self._products[: len(chunk)])
+                products = self._products[: len(chunk)]
+                product_into(products, chunk, matrix.T)
                 for part, target in zip(products.split(_EXACT), row[:, None].split(_EXACT), strict=True):
                     total += self._to_gradient(part, target)
-                _add_product(gradient, products, matrix, scale)
-                for columns, part in zip(products.split(_SLICE, dim=1), self._gradient.split(_SLICE), strict=True):
-                    _add_product(part, columns.T, chunk, scale)
+                add_product(gradient, products, matrix, scale)
+                add_product(self._gradient, products.T, chunk, scale)
         return total, hidden_gradient
 
     def _to_gradient(self, products: Tensor, targets: Tensor) -> float:
@@ -157,11 +158,3 @@ class Head:
         if self._sample is not None:
             assert self._weight.grad is not None
             self._weight.grad.index_add_(0, self._sample.tokens, self._gradient)
-
-
-def _add_product(result: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-    """Add `scale` × a @ b, where that may be of lower precision than `result`."""
-    if a.dtype == result.dtype:
-        result.addmm_(a, b, alpha=scale)
-    else:
-        result.add_(a @ b, alpha=scale)

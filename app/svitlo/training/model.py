@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from svitlo.config import ModelConfig
+from svitlo.training.activation import gelu
+from svitlo.training.attention import causal_attention
+from svitlo.training.products import linear
 
 EMBEDDING = "transformer.wte.weight"
 HEAD = "lm_head.weight"
@@ -30,7 +33,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[positions, inputs] → [positions, outputs]"""
-        return torch.addmm(self.bias, x, self.weight)
+        return linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -43,20 +46,10 @@ class Attention(nn.Module):
         self._heads = shape.heads
         self._dropout = dropout
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[sequences × length, width] → the same shape; `mask` [length, length] is added to the scores.
-
-        Written out, because torch's fused kernel is no faster on a CPU in float32, and three times as slow in bf16.
-        """
-        positions, width = x.shape
-        length = len(mask)
-        qkv = self.c_attn(x).view(-1, length, 3, self._heads, width // self._heads).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.flatten(1, 2)  # each [sequences × heads, length, width of a head]
-        scores = torch.baddbmm(mask, query, key.mT, alpha=query.shape[-1] ** -0.5)
-        shares = torch.softmax(scores, dim=-1, dtype=torch.float32)
-        mixed = functional.dropout(shares, self._dropout, self.training) @ value
-        mixed = mixed.view(-1, self._heads, length, width // self._heads).transpose(1, 2)
-        return self.c_proj(mixed.reshape(positions, width))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, length: int) -> Tensor:
+        """[sequences × length, width] → the same shape."""
+        dropout = self._dropout if self.training else 0.0
+        return self.c_proj(causal_attention(self.c_attn(x), length, self._heads, dropout))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -69,8 +62,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[positions, width] → the same shape"""
-        # `gelu_new` under another name, computed by one kernel.
-        return self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.c_proj(gelu(self.c_fc(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -84,9 +76,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(shape)
         self._dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, length: int) -> Tensor:
         """[sequences × length, width] → the same shape"""
-        x = x + self._dropout(self.attn(self.ln_1(x), mask))
+        x = x + self._dropout(self.attn(self.ln_1(x), length))
         return x + self._dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
 
 
@@ -110,9 +102,8 @@ class Transformer(nn.Module):
         """Embedded tokens [sequences, length, width] → last hidden states [sequences, length, width]."""
         sequences, length, width = embeddings.shape
         x = self._dropout(embeddings + self.wpe.weight[:length]).view(-1, width)
-        mask = torch.full((length, length), -torch.inf).triu(1)  # no position looks to its right
         for block in self.h:
-            x = block(x, mask)
+            x = block(x, length)
         return self.ln_f(x).view(sequences, length, width)  # type: ignore[no-any-return]
 
 

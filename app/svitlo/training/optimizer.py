@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 
 from svitlo.config import TrainingConfig
 from svitlo.training.model import GPT2
+from svitlo.training.products import product, sum_with_product
 
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -71,7 +72,7 @@ class Muon:
 
     For Hugging Face's GPT-2, whose linear weights are stored [inputs, outputs], with queries, keys and values side by
     side in one matrix: each of the three is orthogonalised for itself. The update of a matrix is scaled by
-    √max(1, outputs / inputs). Matrices of one shape go through the iterations together.
+    √max(1, outputs / inputs).
     """
 
     def __init__(
@@ -97,20 +98,15 @@ class Muon:
         if not self.state:
             self.state = [{"momentum_buffer": torch.zeros_like(p)} for p in self.parameters]
         lr = fraction * self._lr
-        updates: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for parameter, state in zip(self.parameters, self.state, strict=True):
             gradient = _gradient(parameter)
             momentum = state["momentum_buffer"].lerp_(gradient, 1 - self._momentum)
             update = gradient.lerp(momentum, self._momentum)  # Nesterov's
             parameter.mul_(1 - lr * self._weight_decay)
-            for part, part_of_update in zip(_parts(parameter), _parts(update), strict=True):
-                updates.setdefault(_wide_shape(part), []).append((part, part_of_update))
-        for shape, pairs in updates.items():
-            wide = torch.stack([update if update.shape == shape else update.T for _, update in pairs])
-            for (part, _), direction in zip(pairs, orthogonalised(wide, self._dtype), strict=True):
-                inputs, outputs = part.shape
+            for matrix, direction in zip(_parts(parameter), _parts(update), strict=True):
+                inputs, outputs = matrix.shape
                 scale = max(1.0, outputs / inputs) ** 0.5
-                part.add_(direction if part.shape == shape else direction.T, alpha=-lr * scale)
+                matrix.add_(orthogonalised(direction, self._dtype), alpha=-lr * scale)
 
 
 def _gradient(parameter: Tensor) -> Tensor:
@@ -124,35 +120,33 @@ def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
     return matrix.split(inputs, dim=1) if outputs == 3 * inputs else (matrix,)
 
 
-def _wide_shape(matrix: Tensor) -> tuple[int, int]:
-    return min(matrix.shape), max(matrix.shape)
+def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest matrix with orthonormal rows, or columns if they are the fewer, roughly: [inputs, outputs].
 
-
-def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest matrices with orthonormal rows, roughly: [number, rows, columns] with rows ≤ columns.
-
-    Matrices are multiplied as `dtype`. In float32, wide ones stay as they are while the iterations work on their small
+    Matrices are multiplied as `dtype`. In float32, a wide one stays as it is while the iterations work on its small
     Gram matrix X Xᵀ, three fifths of the work (Zhang et al., "Gram Newton-Schulz", 2026); bf16 is too coarse for that.
     """
+    rows, columns = matrix.shape
+    if rows > columns:
+        return orthogonalised(matrix.T, dtype).T
     # A little below 1, above which the first iteration would diverge.
-    matrices = (matrices / (1.01 * matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
-    number, rows, columns = matrices.shape
-    gram = matrices @ matrices.mT
+    matrix = (matrix / (1.01 * matrix.norm() + 1e-7)).to(dtype)
+    gram = product(matrix, matrix.T)
     through_gram = dtype == torch.float32 and columns >= 2 * rows
     # Each iteration multiplies by a polynomial in X Xᵀ, a + b X Xᵀ + c (X Xᵀ)²: either X itself, or what X will be
     # multiplied by in the end.
-    factor = torch.eye(rows).expand(number, rows, rows) if through_gram else matrices
+    factor = torch.eye(rows) if through_gram else matrix
     for iteration, (a, b, c) in enumerate(POLAR_EXPRESS, 1):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor = torch.baddbmm(factor, polynomial, factor, beta=a)
+        polynomial = sum_with_product(b, gram, c, gram, gram)
+        factor = sum_with_product(a, factor, 1.0, polynomial, factor)
         if iteration == len(POLAR_EXPRESS):
             break
         if through_gram:
             for _ in range(2):
-                gram = torch.baddbmm(gram, polynomial, gram, beta=a)
+                gram = sum_with_product(a, gram, 1.0, polynomial, gram)
         else:
-            gram = factor @ factor.mT
-    return factor @ matrices if through_gram else factor.float()
+            gram = product(factor, factor.T)
+    return product(factor, matrix) if through_gram else factor.float()
 
 
 class PhaseOptimizer:
