@@ -58,7 +58,7 @@ def machine() -> dict[str, Any]:
 class Products:
     """The matrix products of one step of 4,096 tokens and nothing else: blocks, head, and Muon's if it is used.
 
-    Attention multiplies by blocks of positions, as ours does; the Trainer takes the whole window, 1.5 MFLOP a token more.
+    Attention multiplies by blocks of positions, as ours does; the Trainer's whole window is 1.5 MFLOP a token more.
     """
 
     def __init__(self, head_rows: int, precision: str, *, muon: bool) -> None:
@@ -133,7 +133,8 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
                 speeds[worker.name].append(answer["tokens"] / answer["seconds"])
             for kind, its_products in products.items():
                 alone[kind].append(its_products.tokens_per_second(product))
-                by_torch[kind].append(its_products.tokens_per_second(torch.mm))
+                if precision == "fp32":  # in bf16 torch multiplies by oneDNN, too
+                    by_torch[kind].append(its_products.tokens_per_second(torch.mm))
     baseline = statistics.median(next(iter(speeds.values())))
     columns = f" {'MFLOP/token':>12} {'GFLOP/s alone':>14} {'by torch':>9} {'of the step':>12}" if products else ""
     print(f"  {'':44} {'tokens/s':>9} {'ratio':>6}{columns}")
@@ -143,7 +144,7 @@ def steps(rows: dict[str, Setup], rounds: int, precision: str) -> None:
         if name in kinds:
             kind = kinds[name]
             mflop = products[kind].mflop_per_token
-            limit, torchs = statistics.median(alone[kind]), statistics.median(by_torch[kind])
+            limit, torchs = statistics.median(alone[kind]), statistics.median(by_torch[kind] or alone[kind])
             line += f" {mflop:12.1f} {limit * mflop / 1e3:14.0f} {torchs * mflop / 1e3:9.0f} {speed / limit:12.0%}"
         print(line, flush=True)
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 STEPS = """
 import ctypes, resource, sys, torch
 from svitlo.training import numerics
@@ -49,3 +51,31 @@ def test_the_largest_blocks_go_back_to_the_kernel() -> None:
     """Kept among others of many sizes they would leave holes: gigabytes in phase 2."""
     pages = 10 * 32 * 256
     assert page_faults("kept", megabytes=32, blocks=1, steps=10) >= pages
+
+
+WAITING = """
+import resource
+import svitlo.training  # sets how threads wait
+import torch
+
+torch.set_num_threads(2)
+numbers = torch.zeros(200_000)
+numbers.add_(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+for _ in range(3_000):
+    numbers.add_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before)
+"""
+
+
+def test_threads_that_wait_for_each_other_do_not_sleep_at_once() -> None:
+    """Counted: how often a thread gave up its core by itself, against threads that sleep at once."""
+
+    def sleeps(**settings: str) -> int:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+        command = [sys.executable, "-c", WAITING]
+        return int(subprocess.run(command, env=kept | settings, capture_output=True, text=True, check=True).stdout)
+
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core: nobody to wait for")
+    assert 3 * sleeps() < sleeps(GOMP_SPINCOUNT="0")
