@@ -6,6 +6,7 @@ import os
 # change the bits of the result with the machine.
 os.environ.setdefault("MKL_DYNAMIC", "FALSE")
 os.environ.setdefault("OMP_DYNAMIC", "FALSE")
-# Threads that wait for each other spin for a tenth of a millisecond before they sleep. With sleep at once a step takes a
-# fifth longer in float32, two fifths in bf16; long spinning, the default, doubles it where others want the cores too.
+# Threads that wait for each other spin for a tenth of a millisecond before they sleep. If they slept at once, a step
+# would take a fifth longer in float32 and two fifths in bf16. Long spinning, the default, is bad on shared
+# cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
