@@ -70,7 +70,7 @@ class Killer:
         return False
 
     def check_events(self) -> None:
-        """Every kill is noticed, but for those that came before the trainer had begun."""
+        """Every kill is noticed, but for those before the trainer had begun, and after it had completed the run."""
         assert self._least_noticed <= len([e for e in events(self.job) if e["event"] == "cut off"]) <= self.kills
 
     def _kill_fork(self, may_be_fruitless: bool) -> tuple[int | None, str]:
@@ -96,7 +96,8 @@ class Killer:
 
     def _note(self, said: str) -> None:
         self.kills += 1
-        self._least_noticed += "trainer started" in said
+        is_complete = (self.job.volumes / "checkpoints" / "complete.json").exists()
+        self._least_noticed += "trainer started" in said and not is_complete
         status = self.job.volumes / "logs" / "status.json"
         known = json.loads(status.read_text()) if "trainer started" in said else {"state": "imports"}
         self.moments[f"{known['state']} {known.get('phase') or ''}".strip()] += 1
