@@ -1,4 +1,4 @@
-"""Memory between steps: what is freed stays with the process, but for the largest blocks. Counted, not timed."""
+"""Freed memory stays with the process, but for the largest blocks; waiting threads do not sleep at once. Counted."""
 
 from __future__ import annotations
 
