@@ -71,7 +71,7 @@ class Products:
             result = random(*left.shape[:-1], right.shape[-1])
             return [(left, right), (result, right.mT), (left.mT, result)]
 
-        tokens, chunk = MICRO_BATCH * POSITIONS, CHUNK[kind]
+        tokens = MICRO_BATCH * POSITIONS
         layer = [
             pair
             for rows, columns in ((1, 3), (1, 1), (1, 4), (4, 1))
@@ -81,8 +81,8 @@ class Products:
         for first, end in blocks(POSITIONS):
             layer += with_gradients(queries[:, first:end], values[:, :end].mT)
             layer += with_gradients(random(MICRO_BATCH * HEADS, end - first, end), values[:, :end])
-        head = with_gradients(random(chunk, WIDTH), random(head_rows, WIDTH).T)
-        self._products = (layer * LAYERS + head * (tokens // chunk)) * MICRO_BATCHES
+        head = with_gradients(random(CHUNK, WIDTH), random(head_rows, WIDTH).T)
+        self._products = (layer * LAYERS + head * (tokens // CHUNK)) * MICRO_BATCHES
         if muon:
             self._products += muon_products(precision, random)
         flop = sum(2 * left.numel() * right.shape[-1] for left, right in self._products)
@@ -95,9 +95,8 @@ class Products:
             if left.ndim == 3:
                 torch.bmm(left, right)
             else:  # in parts, as the head does: new memory for all of its result would cost more than the product
-                for rows in left.split(SLICE):
-                    for columns in right.split(SLICE, dim=1):
-                        multiply(rows, columns)
+                for columns in right.split(SLICE, dim=1):
+                    multiply(left, columns)
         return MICRO_BATCHES * MICRO_BATCH * POSITIONS / (time.perf_counter() - start)
 
 

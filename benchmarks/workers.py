@@ -202,7 +202,7 @@ def _svitlo(setup: Setup) -> None:
     from svitlo.durability.checkpoints import TrainingState
     from svitlo.durability.interruption import Interruption
     from svitlo.training.loop import PhaseRun, train_step, warm_up
-    from svitlo.training.loss import VocabularySampler
+    from svitlo.training.loss import Head, VocabularySampler
     from svitlo.training.numerics import DTYPES
     from svitlo.training.optimizer import PhaseOptimizer
 
@@ -221,6 +221,7 @@ def _svitlo(setup: Setup) -> None:
         state=state,
         model=model,
         optimizer=PhaseOptimizer(model, training, DTYPES[setup.precision]),
+        head=Head(model.lm_head.weight, DTYPES[setup.precision]),
         sampler=VocabularySampler(train.target_counts(model.vocab_size), config.head.sampled_tokens),
         train=train,
         validation=train,

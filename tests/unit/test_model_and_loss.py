@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from svitlo.config import ModelConfig, TrainingConfig
 from svitlo.training import numerics
 from svitlo.training.batches import MicroBatch
-from svitlo.training.loop import forward_and_backward, output_head
+from svitlo.training.loop import begin_step, forward_and_backward
 from svitlo.training.loss import CHUNK, Head, VocabularySample, VocabularySampler, head_loss
 from svitlo.training.model import (
     EMBEDDING,
@@ -85,15 +85,17 @@ def test_a_model_made_with_weights_is_the_one_they_came_from_and_draws_no_random
 def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
     """Sizes around the chunk, in float64-free arithmetic: compared with autograd through the full logits."""
     torch.manual_seed(0)
-    chunk = CHUNK[torch.float32]
-    for positions in (1, chunk - 1, chunk, 2 * chunk + 3):
+    for positions in (1, CHUNK - 1, CHUNK, 2 * CHUNK + 3):
         hidden = torch.randn(positions, 32, requires_grad=True)
         weight = torch.nn.Parameter(torch.randn(500, 32))
         targets = torch.randint(0, 500, (positions,))
         expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
         expected_hidden, expected_weight = torch.autograd.grad(expected * 0.25, [hidden, weight])
 
-        loss, gradient = Head(weight).loss_and_gradient(hidden, targets, 0.25)
+        head = Head(weight)
+        head.begin()
+        loss, gradient = head.loss_and_gradient(hidden, targets, 0.25)
+        head.finish()
         assert loss == pytest.approx(expected.item(), rel=1e-5)
         assert head_loss(hidden, weight, targets) == pytest.approx(expected.item(), rel=1e-5)
         torch.testing.assert_close(gradient, expected_hidden, rtol=1e-4, atol=1e-5)
@@ -113,15 +115,16 @@ def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(num_sa
         run: Any = SimpleNamespace(
             model=model,
             precision=precision,
+            head=Head(model.lm_head.weight, numerics.DTYPES[precision]),
             state=SimpleNamespace(global_step=0, phase=1),
             num_sampled_steps=num_sampled_steps,
             sampler=VocabularySampler(torch.arange(100), 40),
             config=SimpleNamespace(training=TrainingConfig()),
         )
         with ProductTypes() as products:
-            head = output_head(run, [batch])
-            losses[precision] = forward_and_backward(run, head, batch, 1 / 64)
-        head.finish()
+            begin_step(run, [batch])
+            losses[precision] = forward_and_backward(run, batch, 1 / 64)
+        run.head.finish()
         assert products.types == {numerics.DTYPES[precision]}
         gradients[precision] = [p.grad for p in model.parameters() if p.grad is not None]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
@@ -144,19 +147,20 @@ class ProductTypes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_head_makes_no_new_logits_for_a_chunk(dtype: torch.dtype) -> None:
-    """Blocks of 51 MB, made and freed at each chunk, would leave gigabytes of holes in memory that is kept."""
-    hidden, weight = torch.randn(2 * CHUNK[dtype], 8), torch.nn.Parameter(torch.randn(50_257, 8))
+def test_the_head_makes_no_new_logits_for_a_step_or_a_chunk(dtype: torch.dtype) -> None:
+    """Blocks of 51 MB, made and freed each time, would leave gigabytes of holes in memory that is kept."""
+    hidden, weight = torch.randn(2 * CHUNK, 8), torch.nn.Parameter(torch.randn(50_257, 8))
     targets = torch.randint(0, 50_257, (len(hidden),))
-    head = Head(weight, dtype=dtype)
+    head = Head(weight, dtype)
     with torch.profiler.profile(profile_memory=True) as profile:
+        head.begin()
         head.loss_and_gradient(hidden, targets, 1.0)
     largest = max(event.self_cpu_memory_usage for event in profile.events())
-    assert 0 < largest < CHUNK[dtype] * len(weight) * dtype.itemsize / 3
+    assert 0 < largest < CHUNK * len(weight) * dtype.itemsize / 3
 
     with torch.profiler.profile(profile_memory=True) as profile:
         head_loss(hidden, weight, targets)
-    assert sum(event.self_cpu_memory_usage >= CHUNK[torch.float32] * len(weight) * 4 for event in profile.events()) == 1
+    assert sum(event.self_cpu_memory_usage >= 128 * len(weight) * 4 for event in profile.events()) == 1
 
 
 @pytest.mark.parametrize("num_tokens", [None, 15])
@@ -185,7 +189,8 @@ def _head_gradient(
     *pieces: slice,
 ) -> torch.Tensor:
     weight.grad = None
-    head = Head(weight, sample)
+    head = Head(weight)
+    head.begin(sample)
     for piece in pieces:
         head.loss_and_gradient(hidden[piece], targets[piece], 1.0)
     head.finish()
@@ -230,9 +235,10 @@ def test_the_sampled_loss_is_close_to_the_exact_one_on_average() -> None:
     hidden, targets = torch.randn(64, 16), torch.randint(0, 2_000, (64,))
     exact = head_loss(hidden, weight, targets) / 64
     sampler = VocabularySampler(torch.arange(2_000), 400)
-    losses = [
-        Head(weight, sampler.draw(targets, seed)).loss_and_gradient(hidden, targets, 1.0)[0] / 64 for seed in range(40)
-    ]
+    head, losses = Head(weight), []
+    for seed in range(40):
+        head.begin(sampler.draw(targets, seed))
+        losses.append(head.loss_and_gradient(hidden, targets, 1.0)[0] / 64)
     assert sum(losses) / 40 == pytest.approx(exact, abs=0.02)
 
 

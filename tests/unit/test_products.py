@@ -45,9 +45,9 @@ def test_products_go_into_memory_that_is_there_a_slice_at_a_time(dtype: torch.dt
     result = torch.full((3, 20_000), torch.nan, dtype=dtype)
     product_into(result, hidden, weight.T)
     torch.testing.assert_close(result, hidden @ weight.T)
-    summed = torch.ones(20_000, 8)
-    add_product(summed, result.T, hidden, 0.5)
-    expected = 1 + 0.5 * (result.float().T @ hidden.float())
+    summed = torch.ones(8, 20_000)
+    add_product(summed, hidden.T, result, 0.5)
+    expected = 1 + 0.5 * (hidden.float().T @ result.float())
     torch.testing.assert_close(summed, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -139,7 +139,8 @@ def test_a_step_multiplies_by_onednns_fast_code(num_sampled: int | None, capfd: 
     def step() -> None:
         embeddings = embedded(model, tokens)
         hidden = model.transformer(embeddings).flatten(0, 1)
-        head = Head(model.lm_head.weight, sample)
+        head = Head(model.lm_head.weight)
+        head.begin(sample)
         _, gradient = head.loss_and_gradient(hidden, targets.flatten(), 1.0)
         torch.sum(hidden * gradient).backward()
         add_embedding_gradient(model, tokens, embeddings)

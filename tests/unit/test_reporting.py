@@ -189,7 +189,7 @@ def test_the_time_left_counts_the_last_steps_for_as_long_as_they_take(tmp_path: 
     state = TrainingState(1, 100, {}, {}, "", "", {}, "")
     progress = Progress(volumes, ReportingConfig(line_every_seconds=1e-9))
     unused: Any = None
-    run = PhaseRun(state, unused, unused, unused, unused, unused, config, tmp_path, unused, progress, unused)
+    run = PhaseRun(state, *[unused] * 6, config, tmp_path, unused, progress, unused)
     run.train = SimpleNamespace(steps_per_epoch=200)  # type: ignore[assignment]
     seconds = [1.0] * 160 + [2.2] * 40
     try:

@@ -26,14 +26,14 @@ class _CausalAttention(torch.autograd.Function):
         query, key, value = _by_head(qkv, length, 3 * heads).unflatten(1, (3, heads)).transpose(0, 1).flatten(1, 2)
         query = query * query.shape[-1] ** -0.5
         result = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-        mask = torch.full((_BLOCK, _BLOCK), -torch.inf).triu(1)
+        mask = torch.full((_BLOCK, _BLOCK), -torch.inf, dtype=qkv.dtype).triu(1)
         saved = []
         for first, end in blocks(length):
-            scores = torch.bmm(query[:, first:end], key[:, :end].mT).float()
+            scores = torch.bmm(query[:, first:end], key[:, :end].mT)
             scores[:, :, first:] += mask[: end - first, : end - first]
             weights = torch.softmax(scores, dim=-1, out=scores)
             kept = torch.rand_like(weights) >= dropout if dropout else None
-            mixed = torch.bmm(_dropped(weights, kept, dropout).to(value.dtype), value[:, :end])
+            mixed = torch.bmm(_dropped(weights, kept, dropout), value[:, :end])
             _by_head(result, length, heads)[:, :, first:end] = mixed.unflatten(0, (-1, heads))
             saved += [weights, kept]
         ctx.save_for_backward(query, key, value, *saved)
@@ -52,10 +52,9 @@ class _CausalAttention(torch.autograd.Function):
         # From the last block on: it is the one that fills all of the keys' and values' gradients.
         for (first, end), weights, kept in reversed(list(zip(blocks(length), saved[::2], saved[1::2], strict=True))):
             block = of_mixed[:, first:end]
-            of_weights = _dropped(torch.bmm(block, value[:, :end].mT).float(), kept, ctx.dropout)
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, torch.float32, grad_input=of_weights)
-            of_scores = of_scores.to(query.dtype)
-            weights = _dropped(weights, kept, ctx.dropout).to(query.dtype)
+            of_weights = _dropped(torch.bmm(block, value[:, :end].mT), kept, ctx.dropout)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype, grad_input=of_weights)
+            weights = _dropped(weights, kept, ctx.dropout)
             of_query = torch.bmm(of_scores, key[:, :end]).mul_(width**-0.5)
             of_parts[0, :, :, first:end] = of_query.unflatten(0, (-1, heads))
             if end == length:

@@ -24,7 +24,7 @@ from svitlo.training.batches import IGNORED, Batches, MicroBatch
 from svitlo.training.evaluation import hidden_states, validation_loss
 from svitlo.training.loss import Head, VocabularySampler
 from svitlo.training.model import GPT2, add_embedding_gradient, embedded
-from svitlo.training.numerics import DTYPES, seed_for
+from svitlo.training.numerics import seed_for
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.schedule import learning_rate_fraction
 
@@ -73,6 +73,7 @@ class PhaseRun:
     state: TrainingState
     model: GPT2
     optimizer: PhaseOptimizer
+    head: Head
     sampler: VocabularySampler
     train: Batches
     validation: Batches
@@ -137,10 +138,10 @@ def warm_up(run: PhaseRun) -> None:
     """
     first = run.train.step(run.state.global_step)[0]
     sequence = MicroBatch(first.inputs[:1], first.targets[:1])
-    head = output_head(run, [sequence])
+    begin_step(run, [sequence])
     for is_training in (False, True):
         run.model.train(is_training)
-        forward_and_backward(run, head, sequence, 1.0)
+        forward_and_backward(run, sequence, 1.0)
     run.optimizer.forget_gradients()
 
 
@@ -154,7 +155,7 @@ def train_step(run: PhaseRun) -> bool:
     step = state.global_step
     batch = run.train.step(step)
     num_targets = sum(micro_batch.num_targets for micro_batch in batch)
-    head = output_head(run, batch)
+    begin_step(run, batch)
     total = 0.0
     for number, micro_batch in enumerate(batch):
         run.progress.alive()
@@ -162,8 +163,8 @@ def train_step(run: PhaseRun) -> bool:
             run.optimizer.forget_gradients()
             return False
         torch.manual_seed(seed_for("dropout", config.seed, state.phase, step, number))
-        total += forward_and_backward(run, head, micro_batch, 1.0 / num_targets)
-    head.finish()
+        total += forward_and_backward(run, micro_batch, 1.0 / num_targets)
+    run.head.finish()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_gradient_norm)
     fraction = learning_rate_fraction(step, run.num_steps, config)
     run.optimizer.step(fraction)
@@ -179,21 +180,22 @@ def train_step(run: PhaseRun) -> bool:
     return True
 
 
-def output_head(run: PhaseRun, batch: list[MicroBatch]) -> Head:
-    """The head for one step: over a part of the vocabulary at first, over all of it at the end of the phase."""
-    state, weight, dtype = run.state, run.model.lm_head.weight, DTYPES[run.precision]
+def begin_step(run: PhaseRun, batch: list[MicroBatch]) -> None:
+    """Set up the head: over a part of the vocabulary at first, over all of it at the end of the phase."""
+    state = run.state
     if state.global_step >= run.num_sampled_steps:
-        return Head(weight, dtype=dtype)
-    targets = torch.cat([micro_batch.targets[micro_batch.targets != IGNORED] for micro_batch in batch])
-    seed = seed_for("head", run.config.training.seed, state.phase, state.global_step)
-    return Head(weight, run.sampler.draw(targets, seed), dtype)
+        run.head.begin()
+    else:
+        targets = torch.cat([micro_batch.targets[micro_batch.targets != IGNORED] for micro_batch in batch])
+        seed = seed_for("head", run.config.training.seed, state.phase, state.global_step)
+        run.head.begin(run.sampler.draw(targets, seed))
 
 
-def forward_and_backward(run: PhaseRun, head: Head, batch: MicroBatch, scale: float) -> float:
+def forward_and_backward(run: PhaseRun, batch: MicroBatch, scale: float) -> float:
     """Add the gradient of `scale` × loss to all weights. Returns the loss, in nats, summed over the micro-batch."""
     embeddings = embedded(run.model, batch.inputs)
     hidden, targets = hidden_states(run.model, embeddings, batch, run.precision)
-    loss, gradient = head.loss_and_gradient(hidden, targets, scale)
+    loss, gradient = run.head.loss_and_gradient(hidden, targets, scale)
     # A scalar with this gradient: handing it to `backward` as an argument would import sympy, a second of every start.
     torch.sum(hidden * gradient).backward()
     add_embedding_gradient(run.model, batch.inputs, embeddings)

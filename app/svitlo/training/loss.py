@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from svitlo.training.products import add_product, product_into
 
-CHUNK = {torch.float32: 256, torch.bfloat16: 512}
-"""Positions whose logits exist at one time: 51 MB with 50257 tokens."""
+CHUNK = 512
+"""Positions whose logits exist at one time: 103 MB with 50257 tokens in float32."""
+_CHUNK_WITHOUT_GRADIENT = 128
+"""Where nothing is added up, small and new memory is quicker."""
 _EXACT = 64
 """Positions whose softmax is computed at one time, in float32."""
 _MULTIPLE = 256
@@ -33,7 +35,7 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
     `hidden` [positions, width], `weight` [vocabulary, width], `targets` [positions].
     """
     total = 0.0
-    buffer = torch.empty(CHUNK[torch.float32], len(weight))
+    buffer = torch.empty(_CHUNK_WITHOUT_GRADIENT, len(weight))
     with torch.no_grad():
         for chunk, target in zip(hidden.split(len(buffer)), targets.split(len(buffer)), strict=True):
             logits = buffer[: len(chunk)]
@@ -98,27 +100,34 @@ def _capped(weights: Tensor, total: int) -> Tensor:
 
 
 class Head:
-    """The output head during one optimizer step: collects the gradient of its weight over the micro-batches.
+    """The output head during a phase: collects the gradient of its weight over the micro-batches of a step.
 
-    Nothing here goes through autograd: the caller goes on with `hidden.backward(gradient)`.
+    For each step `begin`, for each micro-batch `loss_and_gradient`, and `finish`. Nothing here goes through autograd:
+    the caller goes on with `hidden.backward(gradient)`.
     """
 
-    def __init__(
-        self, weight: Tensor, sample: VocabularySample | None = None, dtype: torch.dtype = torch.float32
-    ) -> None:
-        """`weight` [vocabulary, width]; `sample`: the part of the vocabulary to compute, or all of it.
+    def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        """`weight` [vocabulary, width].
 
         Matrices are multiplied as `dtype`; the softmax and the sums over chunks are computed in float32 all the same.
         """
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         self._weight = weight
+        # Memory for all steps, whatever the size of their samples; what is not used is never touched.
+        largest = len(weight) + _MULTIPLE  # with the padding of a sample
+        self._all_products = torch.empty(CHUNK * largest, dtype=dtype)
+        self._all_gradients = torch.empty(largest * weight.shape[1])
+
+    def begin(self, sample: VocabularySample | None = None) -> None:
+        """Begin an optimizer step. `sample`: the part of the vocabulary to compute, or all of it."""
         self._sample = sample
-        whole = weight.detach()
+        whole = self._weight.detach()
         rows = whole if sample is None else whole[sample.tokens]
-        self._matrix = rows.to(dtype)
-        self._gradient = weight.grad if sample is None else torch.zeros_like(rows)
-        self._products = torch.empty(CHUNK[dtype], len(rows), dtype=dtype)  # used again for each chunk
+        self._matrix = rows.to(self._all_products.dtype)
+        self._products = self._all_products[: CHUNK * len(rows)].view(CHUNK, len(rows))
+        # Transposed, because of the two factors of its products the transposed one should be the small one.
+        self._gradient = self._all_gradients[: rows.numel()].view(-1, len(rows)).zero_()
 
     def loss_and_gradient(self, hidden: Tensor, targets: Tensor, scale: float) -> tuple[float, Tensor]:
         """The cross-entropy of `targets` [positions] summed, in nats, and the gradient of `scale` × it for `hidden`.
@@ -131,13 +140,13 @@ class Head:
         rows = targets if self._sample is None else torch.searchsorted(self._sample.tokens, targets)
         with torch.no_grad():
             tensors = hidden.detach().to(matrix.dtype), rows, hidden_gradient
-            for chunk, row, gradient in zip(*(t.split(len(self._products)) for t in tensors), strict=True):
+            for chunk, row, gradient in zip(*(t.split(CHUNK) for t in tensors), strict=True):
                 products = self._products[: len(chunk)]
                 product_into(products, chunk, matrix.T)
                 for part, target in zip(products.split(_EXACT), row[:, None].split(_EXACT), strict=True):
                     total += self._to_gradient(part, target)
                 add_product(gradient, products, matrix, scale)
-                add_product(self._gradient, products.T, chunk, scale)
+                add_product(self._gradient, chunk.T, products, scale)
         return total, hidden_gradient
 
     def _to_gradient(self, products: Tensor, targets: Tensor) -> float:
@@ -155,6 +164,8 @@ class Head:
 
     def finish(self) -> None:
         """Add what was collected to the gradient of the weight."""
-        if self._sample is not None:
-            assert self._weight.grad is not None
-            self._weight.grad.index_add_(0, self._sample.tokens, self._gradient)
+        assert self._weight.grad is not None
+        if self._sample is None:
+            self._weight.grad.add_(self._gradient.T)
+        else:
+            self._weight.grad.index_add_(0, self._sample.tokens, self._gradient.T.contiguous())

@@ -138,14 +138,14 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     factor = torch.eye(rows) if through_gram else matrix
     for iteration, (a, b, c) in enumerate(POLAR_EXPRESS, 1):
         polynomial = sum_with_product(b, gram, c, gram, gram)
-        factor = sum_with_product(a, factor, 1.0, polynomial, factor)
+        if dtype == torch.float32:
+            polynomial.diagonal().add_(a)
+            factor = product(polynomial, factor)
+        else:  # which would round a sum with the diagonal too much
+            factor = sum_with_product(a, factor, 1.0, polynomial, factor)
         if iteration == len(POLAR_EXPRESS):
             break
-        if through_gram:
-            for _ in range(2):
-                gram = sum_with_product(a, gram, 1.0, polynomial, gram)
-        else:
-            gram = product(factor, factor.T)
+        gram = product(polynomial, product(polynomial, gram)) if through_gram else product(factor, factor.T)
     return product(factor, matrix) if through_gram else factor.float()
 
 

@@ -14,23 +14,27 @@ from torch import Tensor
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
-SLICE = 8192
-"""Rows or columns that are computed at one time where a result goes into memory that is there already: 10 MB."""
+SLICE = 2048
+"""Columns that are computed at one time where a result goes into memory that is there already, or is added to it."""
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a @ b + bias: [rows, inner], [inner, columns] and [columns] → [rows, columns]. Nothing here is for autograd."""
-    if a.dtype == torch.float32 and _HAS_ONEDNN:
-        if not (b.is_contiguous() or b.mT.is_contiguous()):
-            b = b.contiguous()  # a part of a matrix would be multiplied by oneDNN's reference code, 200 times slower
-        return torch.ops.mkldnn._linear_pointwise(a, b.mT, bias, "none", [], "")  # type: ignore[no-any-return]
-    return a @ b if bias is None else torch.addmm(bias, a, b)
+    if a.dtype != torch.float32 or not _HAS_ONEDNN:
+        return a @ b if bias is None else torch.addmm(bias, a, b)
+    if not a.is_contiguous():  # as oneDNN wants it; of two factors that would have to be copied, the smaller one is
+        if bias is None and a.mT.is_contiguous() and (b.mT.is_contiguous() or b.numel() < a.numel()):
+            return product(b.mT, a.mT).mT
+        a = a[None].contiguous()[0]  # as a batch of one: torch copies a transposed matrix by one thread only
+    if not (b.is_contiguous() or b.mT.is_contiguous()):
+        b = b.contiguous()  # a part of a matrix would be multiplied by oneDNN's reference code, 200 times slower
+    return torch.ops.mkldnn._linear_pointwise(a, b.mT, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 def sum_with_product(beta: float, addend: Tensor, alpha: float, a: Tensor, b: Tensor) -> Tensor:
     """beta × addend + alpha × a @ b, matrices of one type; in bf16 rounded only once."""
-    if a.dtype == torch.float32 and _HAS_ONEDNN:
-        return product(a if alpha == 1 else alpha * a, b).add_(addend, alpha=beta)
+    if a.dtype == torch.float32:
+        return product(a, b).mul_(alpha).add_(addend, alpha=beta)
     return torch.addmm(addend, a, b, beta=beta, alpha=alpha)
 
 
@@ -45,8 +49,8 @@ def product_into(result: Tensor, a: Tensor, b: Tensor) -> None:
 
 def add_product(result: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
     """Add `scale` × a @ b to `result` [rows, columns], which may be of higher precision."""
-    for rows, part in zip(result.split(SLICE), a.split(SLICE), strict=True):
-        rows.add_(product(part, b), alpha=scale)
+    for columns, part in zip(result.split(SLICE, dim=1), b.split(SLICE, dim=1), strict=True):
+        columns.add_(product(a, part), alpha=scale)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

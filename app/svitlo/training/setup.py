@@ -31,7 +31,7 @@ from svitlo.training import numerics
 from svitlo.training.batches import Batches, ConversationBatches, TextBatches
 from svitlo.training.identity import changes_since, differences
 from svitlo.training.loop import PhaseRun, planned_steps
-from svitlo.training.loss import VocabularySampler
+from svitlo.training.loss import Head, VocabularySampler
 from svitlo.training.model import GPT2, grow_vocabulary, num_parameters
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.volumes import Volumes
@@ -90,7 +90,8 @@ def prepare_phase(
 
     shape = ModelConfig(**state.model)
     model = GPT2(shape, state.vocab_size, config.training.dropout, state.model_state_dict)
-    optimizer = PhaseOptimizer(model, config.training, numerics.DTYPES[state.numerics["precision"]])
+    dtype = numerics.DTYPES[state.numerics["precision"]]
+    optimizer = PhaseOptimizer(model, config.training, dtype)
     if state.optimizer_state_dict:
         optimizer.load_state_dict(state.optimizer_state_dict)
     train, validation = (_batches(volumes, config, phase, manifest, state, split) for split in ("train", "validation"))
@@ -103,6 +104,7 @@ def prepare_phase(
         state=state,
         model=model,
         optimizer=optimizer,
+        head=Head(model.lm_head.weight, dtype),
         sampler=VocabularySampler(train.target_counts(state.vocab_size), config.head.sampled_tokens),
         train=train,
         validation=validation,
