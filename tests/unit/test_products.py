@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 
 import pytest
@@ -126,6 +127,17 @@ def test_a_part_of_a_matrix_is_not_multiplied_by_onednns_reference_code(capfd: p
     whole = torch.randn(64, 96)
     for part in (whole[:, :64], whole[:, 32:].T):
         assert _onednn_codes(lambda part=part: product(part, part), capfd) not in (["ref"], [])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(96, 32), (32, 96)])
+def test_of_a_transposed_and_a_larger_factor_the_smaller_one_is_copied(rows: int, columns: int) -> None:
+    inner = 64
+    x, gradient = torch.randn(inner, rows), torch.randn(inner, columns)
+    with torch.profiler.profile(profile_memory=True, record_shapes=True) as profile:
+        result = product(x.T, gradient)
+    copied = [event.input_shapes[0] for event in profile.events() if event.name == "aten::copy_"]
+    assert [math.prod(shape) for shape in copied] == [inner * min(rows, columns)]
+    torch.testing.assert_close(result, x.T @ gradient)
 
 
 @pytest.mark.parametrize("num_sampled", [None, 300])
