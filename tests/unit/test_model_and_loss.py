@@ -85,7 +85,7 @@ def test_a_model_made_with_weights_is_the_one_they_came_from_and_draws_no_random
 def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
     """Sizes around the chunk, in float64-free arithmetic: compared with autograd through the full logits."""
     torch.manual_seed(0)
-    for positions in (1, CHUNK - 1, CHUNK, 2 * CHUNK + 3):
+    for positions in (1, 32, CHUNK - 1, CHUNK, 2 * CHUNK + 3):
         hidden = torch.randn(positions, 32, requires_grad=True)
         weight = torch.nn.Parameter(torch.randn(500, 32))
         targets = torch.randint(0, 500, (positions,))
@@ -121,7 +121,7 @@ def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(num_sa
             sampler=VocabularySampler(torch.arange(100), 40),
             config=SimpleNamespace(training=TrainingConfig()),
         )
-        with ProductTypes() as products:
+        with Products() as products:
             begin_step(run, [batch])
             losses[precision] = forward_and_backward(run, batch, 1 / 64)
         run.head.finish()
@@ -133,16 +133,19 @@ def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(num_sa
         assert (rounded - exact).norm() < 0.03 * exact.norm()
 
 
-class ProductTypes(TorchDispatchMode):
-    """Notes the types of the factors of all matrix products."""
+class Products(TorchDispatchMode):
+    """Notes the types and sizes of the factors of all matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
         self.types: set[torch.dtype] = set()
+        self.shapes: set[torch.Size] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_linear_pointwise"):
-            self.types |= {tensor.dtype for tensor in args if isinstance(tensor, torch.Tensor)}
+            factors = [tensor for tensor in args if isinstance(tensor, torch.Tensor)]
+            self.types |= {factor.dtype for factor in factors}
+            self.shapes |= {factor.shape for factor in factors}
         return func(*args, **(kwargs or {}))
 
 
@@ -161,6 +164,19 @@ def test_the_head_makes_no_new_logits_for_a_step_or_a_chunk(dtype: torch.dtype) 
     with torch.profiler.profile(profile_memory=True) as profile:
         head_loss(hidden, weight, targets)
     assert sum(event.self_cpu_memory_usage >= 128 * len(weight) * 4 for event in profile.events()) == 1
+
+
+def test_the_head_multiplies_matrices_of_few_sizes_whatever_the_number_of_positions() -> None:
+    """Each new size is compiled."""
+    weight = torch.nn.Parameter(torch.randn(500, 8))
+    head = Head(weight)
+    head.begin()
+    with Products() as products:
+        for positions in range(1, 101):
+            hidden, targets = torch.randn(positions, 8), torch.randint(0, 500, (positions,))
+            head.loss_and_gradient(hidden, targets, 1.0)
+            head_loss(hidden, weight, targets)
+    assert {size for shape in products.shapes for size in shape} == {8, 500, 32, 64, 96, 128}
 
 
 @pytest.mark.parametrize("num_tokens", [None, 15])

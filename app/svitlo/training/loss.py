@@ -19,6 +19,9 @@ CHUNK = 512
 """Positions whose logits exist at one time: 103 MB with 50257 tokens in float32."""
 _CHUNK_WITHOUT_GRADIENT = 128
 """Where nothing is added up, small and new memory is quicker."""
+_POSITIONS_MULTIPLE = 32
+"""Positions are padded to a multiple of this: matrix products are compiled for each size, which takes time and memory,
+and in phase 2 every micro-batch has another number of positions with loss."""
 _EXACT = 64
 """Positions whose softmax is computed at one time, in float32."""
 _MULTIPLE = 256
@@ -37,12 +40,17 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
     total = 0.0
     buffer = torch.empty(_CHUNK_WITHOUT_GRADIENT, len(weight))
     with torch.no_grad():
-        for chunk, target in zip(hidden.split(len(buffer)), targets.split(len(buffer)), strict=True):
-            logits = buffer[: len(chunk)]
-            product_into(logits, chunk, weight.T)
+        for chunk, target in zip(_padded(hidden).split(len(buffer)), targets.split(len(buffer)), strict=True):
+            product_into(buffer[: len(chunk)], chunk, weight.T)
+            logits = buffer[: len(target)]
             log_probabilities = torch.log_softmax(logits, dim=1, out=logits)
             total -= float(log_probabilities.gather(1, target[:, None]).double().sum())
     return total
+
+
+def _padded(hidden: Tensor) -> Tensor:
+    """[positions, width] with rows of zeros up to a multiple of positions."""
+    return functional.pad(hidden, (0, 0, 0, -len(hidden) % _POSITIONS_MULTIPLE))
 
 
 @dataclass(frozen=True)
@@ -136,18 +144,20 @@ class Head:
         """
         total = 0.0
         matrix = self._matrix
-        hidden_gradient = torch.zeros_like(hidden)
+        padded = _padded(hidden.detach())
+        hidden_gradient = torch.zeros_like(padded)
         rows = targets if self._sample is None else torch.searchsorted(self._sample.tokens, targets)
         with torch.no_grad():
-            tensors = hidden.detach().to(matrix.dtype), rows, hidden_gradient
+            tensors = padded.to(matrix.dtype), rows, hidden_gradient
             for chunk, row, gradient in zip(*(t.split(CHUNK) for t in tensors), strict=True):
                 products = self._products[: len(chunk)]
                 product_into(products, chunk, matrix.T)
-                for part, target in zip(products.split(_EXACT), row[:, None].split(_EXACT), strict=True):
+                for part, target in zip(products[: len(row)].split(_EXACT), row[:, None].split(_EXACT), strict=True):
                     total += self._to_gradient(part, target)
+                products[len(row) :] = 0  # no loss, no gradient
                 add_product(gradient, products, matrix, scale)
                 add_product(self._gradient, chunk.T, products, scale)
-        return total, hidden_gradient
+        return total, hidden_gradient[: len(hidden)]
 
     def _to_gradient(self, products: Tensor, targets: Tensor) -> float:
         """Put the gradient of the loss in the place of the logits, in float32 in between. Returns the loss."""
