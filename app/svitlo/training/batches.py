@@ -163,7 +163,7 @@ class ConversationBatches(_StepBatches):
     def _load(self, sequences: list[int]) -> MicroBatch:
         # The last token is never an input and the first never a target, so a row has one position less than tokens.
         length = max(int(self._conversations.lengths[sequence]) for sequence in sequences) - 1
-        # Matrix products in bf16 are compiled for each size; few sizes are faster, and take less memory.
+        # Matrix products are compiled for each size; few sizes are faster, and take less memory.
         length = min(-(-length // _MULTIPLE) * _MULTIPLE, self._longest)
         inputs = torch.full((len(sequences), length), self._pad, dtype=torch.int64)
         targets = torch.full((len(sequences), length), IGNORED, dtype=torch.int64)
