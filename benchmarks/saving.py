@@ -27,9 +27,8 @@ from typing import Any
 import torch
 
 from svitlo.config import CheckpointConfig, ModelConfig
-from svitlo.durability import checkpoints
-from svitlo.durability.checkpoints import LAST, TrainingState, save_checkpoint
-from svitlo.training import numerics
+from svitlo.training import checkpoints, numerics
+from svitlo.training.checkpoints import LAST, TrainingState, save_checkpoint
 from svitlo.training.loop import SaveSchedule
 from svitlo.training.model import GPT2
 

@@ -174,7 +174,7 @@ def start_up() -> None:
 def save() -> None:
     """How long a checkpoint of the full-size model takes."""
     from svitlo.config import Phase1Config
-    from svitlo.durability.checkpoints import TrainingState, save_checkpoint
+    from svitlo.training.checkpoints import TrainingState, save_checkpoint
     from svitlo.training.model import GPT2
     from svitlo.training.optimizer import PhaseOptimizer
 

@@ -155,7 +155,7 @@ def _fresh_model(setup: Setup, dropout: float) -> Any:
 
     from svitlo.config import ModelConfig
     from svitlo.data.shards import END_OF_TEXT
-    from svitlo.durability.checkpoints import load_checkpoint
+    from svitlo.training.checkpoints import load_checkpoint
     from svitlo.training.model import GPT2, grow_vocabulary
     from svitlo.training.numerics import seed_for
 
@@ -199,8 +199,8 @@ def _evaluate(setup: Setup, trained: Any) -> None:
 
 def _svitlo(setup: Setup) -> None:
     """The functions of the real loop, with a progress that says nothing."""
-    from svitlo.durability.checkpoints import TrainingState
-    from svitlo.durability.interruption import Interruption
+    from svitlo.interruption import Interruption
+    from svitlo.training.checkpoints import TrainingState
     from svitlo.training.loop import PhaseRun, train_step, warm_up
     from svitlo.training.loss import Head, VocabularySampler
     from svitlo.training.numerics import DTYPES

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from svitlo.durability.checkpoints import TrainingState
 from svitlo.reporting.metrics import comparable, read_metrics
+from svitlo.training.checkpoints import TrainingState
 
 
 class Run(Protocol):

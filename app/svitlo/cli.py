@@ -20,7 +20,7 @@ from svitlo.errors import ConfigError, SvitloError
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
-    from svitlo.durability.interruption import Interruption
+    from svitlo.interruption import Interruption
 
 HELD = ["sleep", "infinity"]
 """What a container that has nothing to do becomes: 0.8 MiB, no CPU."""
@@ -83,10 +83,10 @@ def prepare(config_dir: Path, volumes_dir: Path, hold: bool) -> None:
 @click.option("--resume", type=click.Path(path_type=Path, dir_okay=False), help="Go on from this checkpoint file.")
 def train(config_dir: Path, volumes_dir: Path, hold: bool, phase: str | None, resume: Path | None) -> None:
     """Wait for data, train phase 1, then phase 2, then export. Goes on where it was."""
-    from svitlo.durability.interruption import Interruption
+    from svitlo.appliance import Request
+    from svitlo.appliance import train as train_phases
+    from svitlo.interruption import Interruption
     from svitlo.reporting.status import write_status
-    from svitlo.training.phases import Request
-    from svitlo.training.phases import train as train_phases
 
     interruption = Interruption()
     request = Request(config_dir, Volumes(volumes_dir), (int(phase),) if phase else (1, 2), resume)
@@ -103,7 +103,7 @@ def train(config_dir: Path, volumes_dir: Path, hold: bool, phase: str | None, re
 @_common
 def export(config_dir: Path, volumes_dir: Path) -> None:
     """Write the best model so far in the field's formats to export/model/."""
-    from svitlo.export import export_model
+    from svitlo.model.export import export_model
 
     export_model(Volumes(volumes_dir))
 
@@ -115,7 +115,7 @@ def export(config_dir: Path, volumes_dir: Path) -> None:
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 5), help="0: the likeliest.")
 def generate(config_dir: Path, volumes_dir: Path, text: str, max_tokens: int, temperature: float) -> None:
     """Answer TEXT with the newest model, also while training."""
-    from svitlo.generate import answer
+    from svitlo.model.generate import answer
 
     click.echo(answer(Volumes(volumes_dir), text, max_new_tokens=max_tokens, temperature=temperature))
 
@@ -137,7 +137,7 @@ def status(config_dir: Path, volumes_dir: Path, json_wanted: bool) -> None:
 @_common
 def verify(config_dir: Path, volumes_dir: Path) -> None:
     """Check every shard, checkpoint and exported file."""
-    from svitlo.durability.verification import verify_volumes
+    from svitlo.operations.verify import verify_volumes
 
     if not verify_volumes(Volumes(volumes_dir)):
         sys.exit(1)
@@ -148,7 +148,7 @@ def verify(config_dir: Path, volumes_dir: Path) -> None:
 @click.argument("destination", type=click.Path(path_type=Path, file_okay=False))
 def backup(config_dir: Path, volumes_dir: Path, destination: Path) -> None:
     """Copy everything, with checksums, into a new folder in DESTINATION. Training may go on meanwhile."""
-    from svitlo.durability.backup import backup as back_up
+    from svitlo.operations.backup import backup as back_up
 
     click.echo(back_up(Volumes(volumes_dir), destination, config_dir))
 
@@ -159,7 +159,7 @@ def backup(config_dir: Path, volumes_dir: Path, destination: Path) -> None:
 @click.option("--force", is_flag=True, help="Also over a newer or another run, which is moved aside.")
 def restore(config_dir: Path, volumes_dir: Path, source: Path, force: bool) -> None:
     """Verify the backup SOURCE and put it into the volumes."""
-    from svitlo.durability.backup import restore as restore_backup
+    from svitlo.operations.backup import restore as restore_backup
 
     click.echo(restore_backup(Volumes(volumes_dir), source, force=force))
 
@@ -169,7 +169,7 @@ def restore(config_dir: Path, volumes_dir: Path, source: Path, force: bool) -> N
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def new_run(config_dir: Path, volumes_dir: Path, yes: bool) -> None:
     """Move checkpoints, logs and export aside, so that training begins anew. Deletes nothing."""
-    from svitlo.durability.backup import new_run as move_aside
+    from svitlo.operations.backup import new_run as move_aside
 
     if not yes:
         click.confirm("Move the present run aside and begin another one?", abort=True)
@@ -222,7 +222,7 @@ def _hold_still(interruption: Interruption | None) -> NoReturn:
 
 def main() -> None:
     """Entry point: errors meant for people become one message and an exit code."""
-    from svitlo.durability.interruption import Interrupted
+    from svitlo.interruption import Interrupted
 
     try:
         cli.main(standalone_mode=False)

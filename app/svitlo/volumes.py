@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from svitlo.durability.files import write_json
+from svitlo.storage.files import write_json
 from svitlo.errors import VolumeError
 
 VOLUME_NAMES = ("raw", "data", "checkpoints", "logs", "export", "cache")

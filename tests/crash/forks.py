@@ -25,7 +25,7 @@ from typing import Any
 from tests.conftest import Job
 
 PRELOADED = [
-    "svitlo.cli", "svitlo.training.loop", "svitlo.training.setup", "svitlo.export", "svitlo.durability.backup",
+    "svitlo.cli", "svitlo.training.loop", "svitlo.training.phase", "svitlo.model.export", "svitlo.operations.backup",
     "transformers.models.gpt2.modeling_gpt2", "transformers.generation.utils", __name__,
 ]  # fmt: skip
 _server = multiprocessing.get_context("forkserver")

@@ -21,7 +21,8 @@ import yaml
 
 from svitlo.data.prepare import prepare
 from svitlo.data.shards import DataNotReady, load_manifest, verify_shards
-from svitlo.durability.checkpoints import (
+from svitlo.errors import DataError
+from svitlo.training.checkpoints import (
     LAST,
     Rejected,
     TrainingState,
@@ -30,7 +31,6 @@ from svitlo.durability.checkpoints import (
     mark_best,
     save_checkpoint,
 )
-from svitlo.errors import DataError
 from svitlo.volumes import Volumes
 from tests.conftest import DATA, RAW
 from tests.crash.forks import torture

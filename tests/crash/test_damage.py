@@ -20,7 +20,11 @@ import torch
 
 from svitlo.config import ReportingConfig
 from svitlo.data.shards import load_manifest
-from svitlo.durability.checkpoints import (
+from svitlo.errors import CheckpointError, DataError
+from svitlo.reporting.progress import Progress
+from svitlo.storage.files import write_durably
+from svitlo.storage.seal import save_sealed
+from svitlo.training.checkpoints import (
     LAST,
     Rejected,
     TrainingState,
@@ -29,10 +33,6 @@ from svitlo.durability.checkpoints import (
     mark_best,
     save_checkpoint,
 )
-from svitlo.durability.files import write_durably
-from svitlo.durability.seal import save_sealed
-from svitlo.errors import CheckpointError, DataError
-from svitlo.reporting.progress import Progress
 from svitlo.volumes import Volumes
 from tests.conftest import Job
 from tests.crash.forks import torture

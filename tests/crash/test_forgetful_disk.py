@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from svitlo.durability.checkpoints import Rejected, find_newest
+from svitlo.training.checkpoints import Rejected, find_newest
 from tests.conftest import Job, environment
 from tests.crash.forks import torture
 from tests.crash.model_filesystem import Recorder, state_of

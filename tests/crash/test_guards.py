@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from svitlo.durability.interruption import ProcessRecord, Traces
-from svitlo.durability.machine import oom_kills
+from svitlo.interruption import ProcessRecord, Traces
+from svitlo.machine import oom_kills
 from svitlo.reporting.status import read_status
 from tests.conftest import Job
 from tests.crash.forks import At, fork

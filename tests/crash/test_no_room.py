@@ -18,7 +18,10 @@ import pytest
 import torch
 
 from svitlo.config import ReportingConfig
-from svitlo.durability.checkpoints import (
+from svitlo.errors import VolumeError
+from svitlo.reporting.progress import Progress
+from svitlo.reporting.status import read_status
+from svitlo.training.checkpoints import (
     LAST,
     TrainingState,
     find_newest,
@@ -27,9 +30,6 @@ from svitlo.durability.checkpoints import (
     require_room,
     save_checkpoint,
 )
-from svitlo.errors import VolumeError
-from svitlo.reporting.progress import Progress
-from svitlo.reporting.status import read_status
 from svitlo.volumes import Volumes
 from tests.conftest import Job, wait_for_line
 from tests.crash.model_filesystem import Recorder

@@ -481,7 +481,7 @@ def test_full_disk_is_one_clear_line_and_then_goes_on(
 
 def test_only_one_at_a_time(job: Path, tmp_path: Path) -> None:
     from svitlo.data.prepare import PreparationRunning
-    from svitlo.durability.files import exclusive_lock
+    from svitlo.storage.files import exclusive_lock
 
     folder = copy_of(job, tmp_path)
     with exclusive_lock(Volumes(folder / "volumes").prepare_lock) as held:

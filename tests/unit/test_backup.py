@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from svitlo.durability import backup as module
-from svitlo.durability.backup import BackupError, backup, new_run, restore, verify_backup
-from svitlo.durability.checkpoints import TrainingState, find_newest, mark_best, save_checkpoint
-from svitlo.durability.files import exclusive_lock
-from svitlo.durability.sums import write_sums
-from svitlo.durability.verification import verify_volumes
 from svitlo.errors import VolumeError
+from svitlo.operations import backup as module
+from svitlo.operations.backup import BackupError, backup, new_run, restore, verify_backup
+from svitlo.operations.verify import verify_volumes
 from svitlo.reporting.screen import as_json
+from svitlo.storage.files import exclusive_lock
+from svitlo.storage.sums import write_sums
+from svitlo.training.checkpoints import TrainingState, find_newest, mark_best, save_checkpoint
 from svitlo.volumes import MARKER, Volumes
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from svitlo.config import CheckpointConfig
-from svitlo.durability import checkpoints
-from svitlo.durability.checkpoints import (
+from svitlo.errors import CheckpointError
+from svitlo.training import checkpoints
+from svitlo.training.checkpoints import (
     BEST,
     LAST,
     Rejected,
@@ -26,7 +27,6 @@ from svitlo.durability.checkpoints import (
     mark_best,
     save_checkpoint,
 )
-from svitlo.errors import CheckpointError
 from svitlo.training.loop import SaveSchedule
 
 

@@ -22,8 +22,8 @@ from svitlo.data.shards import (
     verify_shards,
 )
 from svitlo.data.writing import SplitWriter
-from svitlo.durability.files import write_json
 from svitlo.errors import DataError
+from svitlo.storage.files import write_json
 
 documents_strategy = st.lists(st.lists(st.integers(0, 50_256), min_size=1, max_size=60), min_size=1, max_size=30)
 

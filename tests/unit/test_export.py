@@ -15,13 +15,13 @@ import transformers
 from svitlo.config import ModelConfig
 from svitlo.data.conversations import prompt_text, render
 from svitlo.data.tokenizer import Tokenizer
-from svitlo.durability.checkpoints import TrainingState, mark_best, save_checkpoint
-from svitlo.durability.sums import read_sums, sum_problem
 from svitlo.errors import CheckpointError, ConfigError, VolumeError
-from svitlo.export import NoModelYet, best_state, export_model, hugging_face_model, model_from, newest_state
-from svitlo.generate import REPETITION_PENALTY, answer, complete
+from svitlo.model.card import card_text
+from svitlo.model.export import NoModelYet, best_state, export_model, hugging_face_model, model_from, newest_state
+from svitlo.model.generate import REPETITION_PENALTY, answer, complete
 from svitlo.reporting.metrics import MetricsLog
-from svitlo.reporting.model_card import card_text
+from svitlo.storage.sums import read_sums, sum_problem
+from svitlo.training.checkpoints import TrainingState, mark_best, save_checkpoint
 from svitlo.training.model import GPT2, grow_vocabulary
 from svitlo.volumes import Volumes
 
@@ -223,12 +223,12 @@ def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(
     assert second != first
     assert not (trained.model / "left-over.safetensors").exists()
 
-    import svitlo.export
+    import svitlo.model.export
 
     def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(svitlo.export, "write_sums", disk_full)
+    monkeypatch.setattr(svitlo.model.export, "write_sums", disk_full)
     with pytest.raises(VolumeError, match="No space left on device"):
         export_model(trained, say=lambda _: None)
     assert (trained.model / "model.safetensors").read_bytes() == second
@@ -297,7 +297,7 @@ def test_generation_stops_at_the_end_of_text_and_fits_the_window(monkeypatch: py
         logits[50_256 if ids[-1] == yes else yes] = 1.0
         return logits
 
-    monkeypatch.setattr("svitlo.generate.last_logits", scripted)
+    monkeypatch.setattr("svitlo.model.generate.last_logits", scripted)
     assert complete(model, tokenizer, "What is water?", 2, 8) == "yes"
     prompt = len(tokenizer.encode(prompt_text("What is water?")))
     assert calls == [prompt, prompt + 1]

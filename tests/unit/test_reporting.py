@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from svitlo.config import HeadConfig, Phase1Config, ReportingConfig, TrainingConfig
-from svitlo.durability.checkpoints import TrainingState
-from svitlo.durability.interruption import ProcessRecord, Traces
+from svitlo.interruption import ProcessRecord, Traces
 from svitlo.reporting import status as status_module
 from svitlo.reporting.events import EventLog, read_events
 from svitlo.reporting.metrics import MetricsLog, comparable, last_step, read_metrics
 from svitlo.reporting.progress import Progress
 from svitlo.reporting.screen import as_json
 from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
+from svitlo.training.checkpoints import TrainingState
 from svitlo.training.loop import PhaseRun
 from svitlo.volumes import Volumes
 

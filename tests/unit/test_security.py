@@ -21,11 +21,11 @@ import torch
 import yaml
 
 from svitlo.data.shards import TokenStream, load_manifest
-from svitlo.durability.checkpoints import find_newest, load_checkpoint, position_of
-from svitlo.durability.seal import save_sealed
 from svitlo.errors import CheckpointError, DataError
-from svitlo.export import newest_state
-from svitlo.generate import answer
+from svitlo.model.export import newest_state
+from svitlo.model.generate import answer
+from svitlo.storage.seal import save_sealed
+from svitlo.training.checkpoints import find_newest, load_checkpoint, position_of
 from svitlo.volumes import Volumes
 from tests.conftest import DATA, ROOT, Job, environment
 

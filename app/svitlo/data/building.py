@@ -22,8 +22,8 @@ from svitlo.data.sources import Documents
 from svitlo.data.tokenizer import NAME, VOCAB_SIZE
 from svitlo.data.workers import Task, Workers, is_validation
 from svitlo.data.writing import SplitWriter
-from svitlo.durability.files import digest_of, write_json
 from svitlo.errors import DataError
+from svitlo.storage.files import digest_of, write_json
 
 Place = tuple[int, int, int]
 """Source, unit and number of a document."""

@@ -20,9 +20,9 @@ from svitlo.data.journal import Journal
 from svitlo.data.report import Reporter
 from svitlo.data.shards import SPLITS, DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.data.tokenizer import tokenizer_sha256
-from svitlo.durability.files import digest_of, exclusive_lock, make_folder
-from svitlo.durability.interruption import Interrupted
 from svitlo.errors import DataError, SvitloError, VolumeError
+from svitlo.interruption import Interrupted
+from svitlo.storage.files import digest_of, exclusive_lock, make_folder
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:

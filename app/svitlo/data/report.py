@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from svitlo.data.shards import Manifest
-from svitlo.durability.files import write_json
+from svitlo.storage.files import write_json
 
 LINE_EVERY_SECONDS = 5.0
 STATUS_EVERY_SECONDS = 2.0

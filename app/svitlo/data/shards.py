@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svitlo.durability.files import digest_of, sha256_of
 from svitlo.errors import DataError, SvitloError
+from svitlo.storage.files import digest_of, sha256_of
 
 if TYPE_CHECKING:
     import numpy as np

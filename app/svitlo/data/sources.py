@@ -16,8 +16,8 @@ from svitlo.config import UNPINNED, Source
 from svitlo.data.archives import HEAD_BYTES, PackedFile, broken_archive_errors
 from svitlo.data.formats import Raw, needed_fields, raw_documents, row_document
 from svitlo.data.sanity import LanguageCheck, check_head
-from svitlo.durability.files import sha256_of
 from svitlo.errors import DataError, SvitloError
+from svitlo.storage.files import sha256_of
 
 Announce = Callable[[str], None]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svitlo.data.shards import ShardFile
-from svitlo.durability.files import sha256_of, write_durably
+from svitlo.storage.files import sha256_of, write_durably
 
 
 def write_array(path: Path, array: Any) -> ShardFile:

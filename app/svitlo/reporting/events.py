@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from svitlo.durability.files import append_line
 from svitlo.reporting.lines import read_json_lines
+from svitlo.storage.files import append_line
 
 
 def now_as_text() -> str:

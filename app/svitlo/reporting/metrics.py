@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from svitlo.durability.files import fsync_file, open_for_append, truncate_durably, write_durably
 from svitlo.reporting.lines import parse_json_line, read_json_lines
+from svitlo.storage.files import fsync_file, open_for_append, truncate_durably, write_durably
 
 _TAIL_BYTES = 1 << 18
 """More than the lines of one evaluation with its samples: the last step is in there."""

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from svitlo.config import ReportingConfig
-from svitlo.durability.interruption import Ending, Traces
+from svitlo.interruption import Ending, Traces
 from svitlo.reporting.events import EventLog, now_as_text, print_line
 from svitlo.reporting.metrics import MetricsLog, last_step, read_metrics
 from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
-    from svitlo.durability.checkpoints import Rejected, TrainingState
+    from svitlo.training.checkpoints import Rejected, TrainingState
 
 _RECENT_STEPS = 50
 """Speed and time left are averages over so many steps."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svitlo.data.shards import DataNotReady, load_manifest
-from svitlo.durability.machine import boot_id, boot_seconds
 from svitlo.errors import SvitloError
+from svitlo.machine import boot_id, boot_seconds
 from svitlo.reporting.events import read_events
 from svitlo.reporting.lines import parse_json_line
 from svitlo.reporting.status import (

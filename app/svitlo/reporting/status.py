@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svitlo.durability.files import write_durably, write_json
-from svitlo.durability.machine import boot_id, boot_seconds, oom_kills
+from svitlo.machine import boot_id, boot_seconds, oom_kills
 from svitlo.reporting.events import now_as_text
+from svitlo.storage.files import write_durably, write_json
 
 RUNNING_STATES = ("waiting for data", "starting", "training", "evaluating", "saving", "exporting")
 """A trainer in one of these writes its status at least every `STALE_SECONDS`; otherwise it no longer runs."""

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from svitlo.config import CheckpointConfig, Phase2Config
-from svitlo.durability.checkpoints import TrainingState, mark_best, save_checkpoint
-from svitlo.durability.interruption import Interruption
+from svitlo.interruption import Interruption
 from svitlo.reporting.progress import Progress
 from svitlo.training.batches import IGNORED, Batches, MicroBatch
+from svitlo.training.checkpoints import TrainingState, mark_best, save_checkpoint
 from svitlo.training.evaluation import hidden_states, validation_loss
 from svitlo.training.loss import Head, VocabularySampler
 from svitlo.training.model import GPT2, add_embedding_gradient, embedded

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svitlo.durability.checkpoints import BEST, LAST, TrainingState, load_checkpoint
-from svitlo.durability.files import exclusive_lock, fsync_tree, make_folder, replace_folder
-from svitlo.durability.sums import write_sums
 from svitlo.errors import CheckpointError, SvitloError, VolumeError
 from svitlo.reporting.events import print_line
 from svitlo.reporting.status import file_size
+from svitlo.storage.files import exclusive_lock, fsync_tree, make_folder, replace_folder
+from svitlo.storage.sums import write_sums
+from svitlo.training.checkpoints import BEST, LAST, TrainingState, load_checkpoint
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def model_from(state: TrainingState) -> GPT2:
 def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingState) -> None:
     from transformers.utils import logging
 
-    from svitlo.reporting.model_card import write_card, write_loss_curve
+    from svitlo.model.card import write_card, write_loss_curve
     from svitlo.training.model import num_parameters
 
     logging.disable_progress_bar()
@@ -157,7 +157,7 @@ def hugging_face_model(state: TrainingState) -> GPT2LMHeadModel:
     """The weights of a checkpoint in the class that everybody opens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from svitlo.generate import END_OF_TEXT
+    from svitlo.model.generate import END_OF_TEXT
 
     config = GPT2Config(
         vocab_size=state.vocab_size,
@@ -177,7 +177,7 @@ def hugging_face_model(state: TrainingState) -> GPT2LMHeadModel:
 def _write_weights(state: TrainingState, folder: Path) -> None:
     from transformers import GenerationConfig
 
-    from svitlo.generate import END_OF_TEXT, REPETITION_PENALTY
+    from svitlo.model.generate import END_OF_TEXT, REPETITION_PENALTY
 
     has_padding = state.vocab_size > END_OF_TEXT + 1
     model = hugging_face_model(state)
@@ -245,7 +245,7 @@ def _compare(model: GPT2, folder: Path, state: TrainingState) -> None:
 
 def training_record(volumes: Volumes, state: TrainingState, last: TrainingState, num_parameters: int) -> dict[str, Any]:
     """Everything that went into the model, as JSON values: `training_record.json`."""
-    from svitlo.reporting.record import phase_record, versions
+    from svitlo.model.record import phase_record, versions
 
     phases = {str(last.phase): phase_record(volumes, last)}
     if last.phase == 2:

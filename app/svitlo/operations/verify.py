@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from svitlo.data.shards import SPLITS, DataNotReady, file_problem, load_manifest
-from svitlo.durability.checkpoints import load_checkpoint
-from svitlo.durability.sums import read_sums, sum_problem
 from svitlo.errors import DataError, SvitloError
 from svitlo.reporting.events import print_line
+from svitlo.storage.sums import read_sums, sum_problem
+from svitlo.training.checkpoints import load_checkpoint
 from svitlo.volumes import Volumes
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from svitlo.durability.files import write_json
-from svitlo.durability.machine import boot_id, memory_limit, oom_kills
+from svitlo.machine import boot_id, memory_limit, oom_kills
+from svitlo.storage.files import write_json
 
 MOST_DEATHS = 3
 """A trainer that died so often in a row at the same step does not try again by itself."""

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from svitlo.durability.files import sha256_of, write_durably
 from svitlo.errors import DataError
+from svitlo.storage.files import sha256_of, write_durably
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")

@@ -14,7 +14,7 @@ from svitlo.reporting.metrics import read_metrics
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
-    from svitlo.durability.checkpoints import TrainingState
+    from svitlo.training.checkpoints import TrainingState
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 

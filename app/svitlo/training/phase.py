@@ -11,7 +11,14 @@ import torch
 from svitlo.config import PHASE_FILES, ModelConfig, Phase1Config, Phase2Config
 from svitlo.data.shards import ConversationSet, Manifest, TokenStream
 from svitlo.data.tokenizer import Tokenizer
-from svitlo.durability.checkpoints import (
+from svitlo.errors import ConfigError, DataError
+from svitlo.interruption import Interruption
+from svitlo.model.generate import complete
+from svitlo.reporting.progress import Progress
+from svitlo.storage.files import digest_of
+from svitlo.training import numerics
+from svitlo.training.batches import Batches, ConversationBatches, TextBatches
+from svitlo.training.checkpoints import (
     Rejected,
     TrainingState,
     find_best,
@@ -22,13 +29,6 @@ from svitlo.durability.checkpoints import (
     require_room,
     set_aside_newer,
 )
-from svitlo.durability.files import digest_of
-from svitlo.durability.interruption import Interruption
-from svitlo.errors import ConfigError, DataError
-from svitlo.generate import complete
-from svitlo.reporting.progress import Progress
-from svitlo.training import numerics
-from svitlo.training.batches import Batches, ConversationBatches, TextBatches
 from svitlo.training.identity import changes_since, differences
 from svitlo.training.loop import PhaseRun, planned_steps
 from svitlo.training.loss import Head, VocabularySampler

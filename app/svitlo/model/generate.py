@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from svitlo.data.conversations import prompt_text
 from svitlo.data.tokenizer import Tokenizer
-from svitlo.durability.sums import read_sums, sum_problem
 from svitlo.errors import CheckpointError, ConfigError, DataError
+from svitlo.storage.sums import read_sums, sum_problem
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def newest_model(volumes: Volumes) -> tuple[GPT2, int, str]:
 
     Raises `CheckpointError` where there is none.
     """
-    from svitlo.export import NoModelYet, model_from, newest_state
+    from svitlo.model.export import NoModelYet, model_from, newest_state
 
     record = exported_record(volumes)
     try:

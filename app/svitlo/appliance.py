@@ -13,11 +13,11 @@ from pathlib import Path
 
 from svitlo.config import PHASE_FILES, Phase2Config, load_phase1_config, load_phase2_config
 from svitlo.data.shards import DataNotReady, Manifest, load_manifest, verify_shards
-from svitlo.durability.files import exclusive_lock, write_json
-from svitlo.durability.interruption import MOST_DEATHS, Ending, Interrupted, Interruption, ProcessRecord
 from svitlo.errors import CheckpointError, ConfigError, SvitloError
+from svitlo.interruption import MOST_DEATHS, Ending, Interrupted, Interruption, ProcessRecord
 from svitlo.reporting.progress import Progress, traces_of_the_last
 from svitlo.reporting.status import ensure_complete
+from svitlo.storage.files import exclusive_lock, write_json
 from svitlo.training.identity import changes_since
 from svitlo.volumes import Volumes
 
@@ -133,7 +133,7 @@ def _run_phase(
     with interruption.at_once():
         verify_shards(volumes.data(phase), manifest)
     # torch only now: a trainer that waits for its data stays small.
-    from svitlo.training import setup
+    from svitlo.training import phase as setup
 
     interruption.check()  # the import takes seconds
     with interruption.at_once():  # nothing to save yet
@@ -170,13 +170,13 @@ def _wait_for_data(volumes: Volumes, phase: int, interruption: Interruption, pro
 
 def _finish(volumes: Volumes, configs: dict[int, Phase2Config], interruption: Interruption, progress: Progress) -> str:
     """Export the model, and note that the run is complete once both phases are."""
-    from svitlo.export import export_model
+    from svitlo.model.export import export_model
 
     interruption.check()
     progress.exporting()
     with interruption.at_once():
         export_model(volumes)
-    from svitlo.training.setup import finished_phases
+    from svitlo.training.phase import finished_phases
 
     finished = finished_phases(volumes)
     message = f"training is complete; the model is in {volumes.model}"

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from svitlo.durability.files import (
+from svitlo.errors import CheckpointError, VolumeError
+from svitlo.storage.files import (
     link_durably,
     make_folder,
     remove,
@@ -30,8 +31,7 @@ from svitlo.durability.files import (
     write_durably,
     write_json,
 )
-from svitlo.durability.seal import check_seal, label_of, save_sealed
-from svitlo.errors import CheckpointError, VolumeError
+from svitlo.storage.seal import check_seal, label_of, save_sealed
 
 LAST = "last_checkpoint.pt"
 BEST = "best_checkpoint.pt"

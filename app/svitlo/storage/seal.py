@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from svitlo.durability.files import begin_fsync
+from svitlo.storage.files import begin_fsync
 
 _BLOCK = 4 << 20
 _MARK = b"svitlo-seal-1 "

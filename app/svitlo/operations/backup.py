@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from svitlo.durability.files import (
+from svitlo.errors import SvitloError, VolumeError
+from svitlo.reporting.events import now_as_text, print_line
+from svitlo.reporting.status import file_size
+from svitlo.storage.files import (
     copy_durably,
     exclusive_lock,
     fsync_tree,
@@ -20,10 +23,7 @@ from svitlo.durability.files import (
     rename_durably,
     write_json,
 )
-from svitlo.durability.sums import SUMS, read_sums, sum_problem, write_sums
-from svitlo.errors import SvitloError, VolumeError
-from svitlo.reporting.events import now_as_text, print_line
-from svitlo.reporting.status import file_size
+from svitlo.storage.sums import SUMS, read_sums, sum_problem, write_sums
 from svitlo.volumes import VOLUME_NAMES, Volumes
 
 Say = Callable[[str], object]
@@ -245,7 +245,7 @@ def new_run(volumes: Volumes) -> str:
 
 def _newest(checkpoints: Path) -> tuple[str, int, int] | None:
     """Run, phase and step of the newest readable checkpoint below a folder."""
-    from svitlo.durability.checkpoints import position_of
+    from svitlo.training.checkpoints import position_of
 
     positions = [position_of(path) for path in checkpoints.glob("phase*/*.pt")]
     return max(filter(None, positions), key=lambda position: position[1:], default=None)

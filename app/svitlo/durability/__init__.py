@@ -1,1 +1,0 @@
-"""What survives a power cut: atomic files, checkpoints, interruption."""

@@ -1,0 +1,1 @@
+"""Weights out: export, generate, model card."""
