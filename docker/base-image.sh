@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
+export DEBIAN_FRONTEND=noninteractive
 
 LOCAL_IMAGE=svitlo/base:bookworm
 PACKAGES_THAT_MAKE_IT=(debootstrap debian-archive-keyring)

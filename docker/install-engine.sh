@@ -52,7 +52,8 @@ SOURCE
 install_engine() {
     say "updating the package lists"
     apt_quiet update
-    if dpkg-query --show docker-ce >/dev/null 2>&1; then
+    # dpkg also knows names of packages that are not installed: those that were removed, or that docker.io conflicts with.
+    if [ "$(dpkg-query --show --showformat='${db:Status-Status}' docker-ce 2>/dev/null)" = installed ]; then
         say "installing what is missing beside docker-ce"
         install_packages docker-ce containerd.io docker-compose-plugin docker-buildx-plugin
         return
@@ -63,8 +64,8 @@ install_engine() {
             say "installing containerd, runc, tini, iptables"
             install_packages containerd runc tini iptables
             add_trixie
-            say "installing docker.io, docker-compose, docker-buildx from Debian 13"
-            install_packages -t trixie docker.io docker-compose docker-buildx
+            say "installing docker.io, docker-cli, docker-compose, docker-buildx from Debian 13"
+            install_packages -t trixie docker.io docker-cli docker-compose docker-buildx
             ;;
         debian*)
             say "installing docker.io, docker-cli, docker-compose, docker-buildx"
