@@ -51,8 +51,7 @@ class Trainer:
         path.write_text(yaml.safe_dump(content))
 
     def _command(self, name: str) -> list[str]:
-        folders = ["--config", str(self._folder / "config"), "--volumes", str(self._folder / "volumes")]
-        return [sys.executable, "-m", "svitlo", name, *folders]
+        return [sys.executable, "-m", "svitlo", name, "--volumes", str(self._folder / "volumes")]
 
     def _contained(self) -> list[str]:
         run = ["docker", "run", "--rm", "--init", "--network", "none", "--user", f"{os.getuid()}:{os.getgid()}"]
@@ -69,7 +68,8 @@ class Trainer:
     def seconds_to(self, *marks: str) -> list[float]:
         """Start it, note when a line with each of the marks comes, in this order, and kill it."""
         start = time.perf_counter()
-        command = self._contained() if self._image else self._command("train")
+        config = ["--config", str(self._folder / "config")]
+        command = self._contained() if self._image else [*self._command("train"), *config]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
         )

@@ -27,13 +27,14 @@ from typing import Any
 import torch
 
 from svitlo.config import CheckpointConfig, ModelConfig
-from svitlo.training import checkpoints, numerics
-from svitlo.training.checkpoints import LAST, TrainingState, save_checkpoint
-from svitlo.training.loop import SaveSchedule
+from svitlo.training import numerics, saving
+from svitlo.training.checkpoints import LAST
 from svitlo.training.model import GPT2
+from svitlo.training.saving import SaveSchedule, save_checkpoint
+from svitlo.training.state import TrainingState
 
 BLOCK = 4 << 20
-PARTS = {"save_sealed": "write", "fsync": "fsync", "check_seal": "read back", "_prune": "prune", "_step_of": "look"}
+PARTS = {"save_sealed": "write", "fsync": "fsync", "check_seal": "read back", "_prune": "prune", "position_of": "look"}
 
 
 def real_state() -> TrainingState:
@@ -139,8 +140,8 @@ def main() -> None:
     torch.set_num_threads(1)
     watch = Stopwatch()
     watch.watch(os, "fsync")
-    for name in ("save_sealed", "check_seal", "_prune", "_step_of"):
-        watch.watch(checkpoints, name)
+    for name in ("save_sealed", "check_seal", "_prune", "position_of"):
+        watch.watch(saving, name)
     state = real_state()
     folder = Path(tempfile.mkdtemp(prefix="svitlo-saving-", dir=options.folder))
     columns = ["floor", "save", *PARTS.values(), "cpu"]

@@ -173,12 +173,13 @@ def start_up() -> None:
 
 def save() -> None:
     """How long a checkpoint of the full-size model takes."""
-    from svitlo.config import Phase1Config
-    from svitlo.training.checkpoints import TrainingState, save_checkpoint
+    from svitlo.config import PretrainingConfig
     from svitlo.training.model import GPT2
     from svitlo.training.optimizer import PhaseOptimizer
+    from svitlo.training.saving import save_checkpoint
+    from svitlo.training.state import TrainingState
 
-    config = Phase1Config()
+    config = PretrainingConfig()
     model = GPT2(config.model, VOCABULARY)
     optimizer = PhaseOptimizer(model, config.training)
     for parameter in model.parameters():

@@ -28,10 +28,10 @@ from svitlo.data.formats import Question
 from svitlo.data.instructions import squad
 from svitlo.data.sources import KnownDigests, documents_of
 from svitlo.data.tokenizer import END_OF_TEXT, Tokenizer
-from svitlo.model.export import model_from
-from svitlo.model.generate import continuation
+from svitlo.model.weights import model_from
 from svitlo.training import numerics
 from svitlo.training.checkpoints import load_checkpoint
+from svitlo.training.sampling import continuation
 
 WINDOW = 256
 MAX_NEW_TOKENS = 30

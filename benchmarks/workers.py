@@ -24,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from svitlo.config import Phase2Config, load_phase1_config, load_phase2_config
+from svitlo.config import PhaseConfig, load_phase_config
+from svitlo.phases import phase_numbered
 
 ROOT = Path(__file__).resolve().parents[1]
 # Blocks of all sizes, because the Trainer makes many large ones in each step.
@@ -101,12 +102,12 @@ class Worker:
         raise SystemExit(f"the worker {self.name} ended with code {self._process.wait()}")
 
 
-def default_configuration(phase: int) -> Phase2Config:
+def default_configuration(phase: int) -> PhaseConfig:
     """What the project comes with."""
-    return (load_phase1_config if phase == 1 else load_phase2_config)(ROOT / "config")
+    return load_phase_config(ROOT / "config", phase_numbered(phase))
 
 
-def configuration(setup: Setup) -> Phase2Config:
+def configuration(setup: Setup) -> PhaseConfig:
     """The default configuration of the phase with what a `svitlo` setup changes."""
     config = default_configuration(setup.phase)
     values = config.model_dump()
@@ -134,16 +135,19 @@ def main() -> None:
 
 
 def _data(setup: Setup, split: str, micro_batch: int, accumulation: int) -> Any:
-    from svitlo.data.shards import END_OF_TEXT, ConversationSet, TokenStream, load_manifest
+    from svitlo.data.shards import ConversationSet, TokenStream
+    from svitlo.data.tokenizer import VOCAB_SIZE
+    from svitlo.manifest import load_manifest
     from svitlo.training.batches import ConversationBatches, TextBatches
     from svitlo.volumes import Volumes
 
-    folder = Volumes(Path(setup.volumes)).data(setup.phase)
+    phase = phase_numbered(setup.phase)
+    folder = Volumes(Path(setup.volumes)).data(phase)
     manifest = load_manifest(folder)
-    if setup.phase == 1:
+    if not phase.is_chat:
         return TextBatches(TokenStream(folder, manifest, split), 256, micro_batch, accumulation, setup.seed)
     conversations = ConversationSet(folder, manifest, split)
-    return ConversationBatches(conversations, END_OF_TEXT + 1, micro_batch, accumulation, setup.seed)
+    return ConversationBatches(conversations, VOCAB_SIZE, micro_batch, accumulation, setup.seed)
 
 
 def _fresh_model(setup: Setup, dropout: float) -> Any:
@@ -154,12 +158,12 @@ def _fresh_model(setup: Setup, dropout: float) -> Any:
     import torch
 
     from svitlo.config import ModelConfig
-    from svitlo.data.shards import END_OF_TEXT
+    from svitlo.data.tokenizer import VOCAB_SIZE
     from svitlo.training.checkpoints import load_checkpoint
     from svitlo.training.model import GPT2, grow_vocabulary
     from svitlo.training.numerics import seed_for
 
-    vocab_size = END_OF_TEXT + setup.phase
+    vocab_size = VOCAB_SIZE + phase_numbered(setup.phase).is_chat
     torch.manual_seed(seed_for("weights", setup.seed))
     model = GPT2(ModelConfig(), vocab_size, dropout)
     if setup.start:
@@ -198,47 +202,46 @@ def _evaluate(setup: Setup, trained: Any) -> None:
 
 
 def _svitlo(setup: Setup) -> None:
-    """The functions of the real loop, with a progress that says nothing."""
+    """The functions of the real loop, with nobody who watches it."""
     from svitlo.interruption import Interruption
-    from svitlo.training.checkpoints import TrainingState
-    from svitlo.training.loop import PhaseRun, train_step, warm_up
-    from svitlo.training.loss import Head, VocabularySampler
+    from svitlo.reporting.observer import Observer
+    from svitlo.training.gradient import Gradient
+    from svitlo.training.loop import PhaseRun, train_step
+    from svitlo.training.loss import VocabularySampler
     from svitlo.training.numerics import DTYPES
     from svitlo.training.optimizer import PhaseOptimizer
-
-    class Silent:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: None
+    from svitlo.training.saving import Saver
+    from svitlo.training.state import TrainingState
 
     config = configuration(setup)
     model = _fresh_model(setup, config.training.dropout)
     model.train()
     training = config.training
     train = _data(setup, "train", training.micro_batch, training.gradient_accumulation)
-    numbers = {"precision": setup.precision}
-    state = TrainingState(setup.phase, model.vocab_size, {}, {}, "", "", numbers, "")
+    sampler = VocabularySampler(train.target_counts(model.vocab_size), config.head.sampled_tokens)
+    interruption, observer = Interruption(signals=()), Observer()
     run = PhaseRun(
-        state=state,
+        state=TrainingState(setup.phase, model.vocab_size, {}, {}, "", "", {"precision": setup.precision}, ""),
+        config=config,
         model=model,
+        gradient=Gradient(model, sampler, setup.precision, setup.phase, training.seed),
         optimizer=PhaseOptimizer(model, training, DTYPES[setup.precision]),
-        head=Head(model.lm_head.weight, DTYPES[setup.precision]),
-        sampler=VocabularySampler(train.target_counts(model.vocab_size), config.head.sampled_tokens),
         train=train,
         validation=train,
-        config=config,
-        folder=Path(),
-        interruption=Interruption(),
-        progress=Silent(),  # type: ignore[arg-type]
+        saver=Saver(Path(), config.checkpoints, observer, interruption),
+        interruption=interruption,
+        observer=observer,
         write_samples=lambda _: [],
+        whole_head_cost=1.0,
     )
-    warm_up(run)
+    run.gradient.warm_up(train.step(0), 0, is_sampled=run.is_sampled)
     _say(ready=True)
     for line in sys.stdin:
         if line.strip() == "evaluate":
             _evaluate(setup, model)
         elif line.strip() == "step":
-            padding = model.vocab_size - 1 if setup.phase == 2 else -1
-            tokens = sum(int((batch.inputs != padding).sum()) for batch in train.step(state.global_step))
+            padding = model.vocab_size - 1 if phase_numbered(setup.phase).is_chat else -1
+            tokens = sum(int((batch.inputs != padding).sum()) for batch in train.step(run.state.global_step))
             start = time.perf_counter()
             train_step(run)
             _say(seconds=time.perf_counter() - start, tokens=tokens)

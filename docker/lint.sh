@@ -13,13 +13,20 @@ check() {
     fi
 }
 
+# The floors of the house stand in pyproject.toml.
+imports_run_downwards() {
+    local report
+    report=$(lint-imports 2>&1) || { echo "$report" && return 1; }
+}
+
 mapfile -t scripts < <(grep -lE '^#!.*(bash|/sh)$' -r docker .ci && echo docker/lib.sh)
 check ruff check --quiet .
 check ruff format --check --quiet .
 check mypy --no-error-summary
+check imports_run_downwards
 check shellcheck --external-sources "${scripts[@]}"
 check hadolint docker/Dockerfile
 check docker/audit.sh
 if docker compose version >/dev/null 2>&1; then check docker compose --profile tools config --quiet; fi
 $passed || exit 1
-say "ruff, mypy, shellcheck, hadolint and compose.yaml: all well"
+say "ruff, mypy, imports, shellcheck, hadolint and compose.yaml: all well"

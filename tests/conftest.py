@@ -69,8 +69,8 @@ class Job:
 
     def command(self, *arguments: str) -> list[str]:
         """`svitlo ARGUMENTS` with this job's folders."""
-        folders = ["--config", str(self.config), "--volumes", str(self.volumes)]
-        return [sys.executable, "-m", "svitlo", arguments[0], *folders, *arguments[1:]]
+        config = ["--config", str(self.config)] if arguments[0] in ("prepare", "train", "backup") else []
+        return [sys.executable, "-m", "svitlo", arguments[0], *config, "--volumes", str(self.volumes), *arguments[1:]]
 
     def run(self, *arguments: str, check: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run to the end; `check` is the exit code that is expected, None for any."""

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from svitlo.phases import PRETRAINING, Phase
 from svitlo.reporting.metrics import comparable, read_metrics
-from svitlo.training.checkpoints import TrainingState
+from svitlo.training.checkpoints import find_newest
+from svitlo.training.state import TrainingState
+
+OnRejected = Callable[[Path, str], object]
+
+
+def no_rejection(path: Path, reason: str) -> None:
+    raise AssertionError(f"{path}: {reason}")
+
+
+class Rejections(list[tuple[Path, str]]):
+    """Notes each checkpoint that could not be used, with the reason."""
+
+    def __call__(self, path: Path, reason: str) -> None:
+        self.append((path, reason))
+
+
+def newest(
+    folder: Path, on_rejected: OnRejected = no_rejection, run_id: str | None = None, phase: Phase = PRETRAINING
+) -> TrainingState | None:
+    """What the trainer finds in a folder of checkpoints, setting aside what it cannot use."""
+    return find_newest(folder, phase, run_id=run_id, set_aside=True, on_rejected=on_rejected)
 
 
 class Run(Protocol):

@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svitlo.errors import ConfigError
+from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING, Phase
 
 DATA_FILE = "data.yaml"
-PHASE_FILES = {1: "phase1_pretraining.yaml", 2: "phase2_instruction_tuning.yaml"}
 
 UNPINNED = "unpinned"
 Format = Literal["text", "wikiextractor", "jsonl", "alpaca", "squad", "dailydialog"]
@@ -133,6 +133,11 @@ class DataConfig(Section):
 
     phase1: TextData
     phase2: ConversationData
+
+    def of(self, phase: Phase) -> PhaseData:
+        """The section of one phase."""
+        section: PhaseData = getattr(self, phase.name)
+        return section
 
 
 # --- phase1_pretraining.yaml, phase2_instruction_tuning.yaml ---------------------------------------------------------
@@ -254,8 +259,8 @@ class NumericsConfig(Section):
     begins. Weights, optimizer and the softmax are float32 in any case."""
 
 
-class Phase2Config(Section):
-    """`phase2_instruction_tuning.yaml`. The model's shape is phase 1's."""
+class PhaseConfig(Section):
+    """What the configurations of all phases share."""
 
     training: TrainingConfig = TrainingConfig()
     head: HeadConfig = HeadConfig()
@@ -271,10 +276,20 @@ class Phase2Config(Section):
         return identity
 
 
-class Phase1Config(Phase2Config):
+class PretrainingConfig(PhaseConfig):
     """`phase1_pretraining.yaml`."""
 
     model: ModelConfig = ModelConfig()
+
+
+class InstructionTuningConfig(PhaseConfig):
+    """`phase2_instruction_tuning.yaml`. The model's shape is that of phase 1."""
+
+
+CONFIG_OF_PHASE: dict[Phase, type[PhaseConfig]] = {
+    PRETRAINING: PretrainingConfig,
+    INSTRUCTION_TUNING: InstructionTuningConfig,
+}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -287,14 +302,9 @@ def load_data_config(folder: Path) -> DataConfig:
     return _load(folder / DATA_FILE, DataConfig)
 
 
-def load_phase1_config(folder: Path) -> Phase1Config:
-    """Read `phase1_pretraining.yaml`. Raises `ConfigError` with every mistake in it."""
-    return _load(folder / PHASE_FILES[1], Phase1Config)
-
-
-def load_phase2_config(folder: Path) -> Phase2Config:
-    """Read `phase2_instruction_tuning.yaml`. Raises `ConfigError` with every mistake in it."""
-    return _load(folder / PHASE_FILES[2], Phase2Config)
+def load_phase_config(folder: Path, phase: Phase) -> PhaseConfig:
+    """Read the configuration of one phase. Raises `ConfigError` with every mistake in it."""
+    return _load(folder / phase.config_file, CONFIG_OF_PHASE[phase])
 
 
 def _load(path: Path, kind: type[AnySection]) -> AnySection:

@@ -37,3 +37,9 @@ class VolumeError(SvitloError):
     """
 
     is_permanent = False
+
+
+class AlreadyRunning(SvitloError):  # noqa: N818 — says what is the matter
+    """Another process is at the same work on these volumes. Its status is not ours to write."""
+
+    exit_code = 2

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svitlo.storage.files import write_json
+from svitlo.storage.space import volume_error
 from svitlo.errors import VolumeError
+from svitlo.phases import Phase
 
 VOLUME_NAMES = ("raw", "data", "checkpoints", "logs", "export", "cache")
 MARKER = ".svitlo-volume"
@@ -40,13 +42,13 @@ class Volumes:
     def logs(self) -> Path:
         return self.root / "logs"
 
-    def data(self, phase: int) -> Path:
+    def data(self, phase: Phase) -> Path:
         """The folder of one phase's shards and manifest."""
-        return self.root / "data" / f"phase{phase}"
+        return self.root / "data" / phase.name
 
-    def checkpoints(self, phase: int) -> Path:
+    def checkpoints(self, phase: Phase) -> Path:
         """The folder of one phase's checkpoints."""
-        return self.root / "checkpoints" / f"phase{phase}"
+        return self.root / "checkpoints" / phase.name
 
     @property
     def trainer_lock(self) -> Path:
@@ -152,10 +154,8 @@ class Volumes:
                 write_json(self.root / SET_UP, sorted({*known, *made}))
                 _give(self.root / SET_UP, owner)
         except OSError as error:
-            raise VolumeError(
-                f"volume {error.filename or self.root}: cannot be set up ({error.strerror}). Make the folder writable, "
-                f"or name another one with --volumes or SVITLO_VOLUMES"
-            ) from error
+            note = "The volumes cannot be set up; another folder can be named with --volumes or SVITLO_VOLUMES"
+            raise volume_error(error, self.root, note) from error
         return made
 
     def _set_up_before(self) -> list[str]:

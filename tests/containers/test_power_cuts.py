@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from svitlo.interruption import MOST_DEATHS
+from svitlo.appliance.endings import MOST_DEATHS
 from svitlo.reporting.metrics import last_step
 from tests.containers.engine import Engine
 from tests.containers.stack import Stack, assert_same_result, unmounted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from svitlo.interruption import MOST_DEATHS
+from svitlo.appliance.endings import MOST_DEATHS
 from tests.containers.stack import Stack
 
 pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]

@@ -25,7 +25,7 @@ from typing import Any
 from tests.conftest import Job
 
 PRELOADED = [
-    "svitlo.cli", "svitlo.training.loop", "svitlo.training.phase", "svitlo.model.export", "svitlo.operations.backup",
+    "svitlo.cli", "svitlo.training.loop", "svitlo.training.setup", "svitlo.model.export", "svitlo.operations.backup",
     "transformers.models.gpt2.modeling_gpt2", "transformers.generation.utils", __name__,
 ]  # fmt: skip
 _server = multiprocessing.get_context("forkserver")
@@ -34,8 +34,8 @@ _server.set_forkserver_preload(PRELOADED)
 
 @dataclass(frozen=True)
 class At:
-    """What happens when the function `name` of `module` is called for the `call`-th time, before it does its work (or
-    after): these signals to oneself, or this error."""
+    """What happens when the function or method `name` of `module` is called for the `call`-th time, before it does its
+    work (or after): these signals to oneself, or this error."""
 
     module: str
     name: str
@@ -47,8 +47,11 @@ class At:
     """A file that receives the time (CLOCK_MONOTONIC) at which it happened."""
 
     def install(self) -> None:
-        module = importlib.import_module(self.module)
-        original: Callable[..., Any] = getattr(module, self.name)
+        *owners, name = self.name.split(".")
+        owner: Any = importlib.import_module(self.module)
+        for part in owners:
+            owner = getattr(owner, part)
+        original: Callable[..., Any] = getattr(owner, name)
         calls = 0
 
         def hooked(*arguments: Any, **options: Any) -> Any:
@@ -63,7 +66,7 @@ class At:
                 self._happen()
             return result
 
-        setattr(module, self.name, hooked)
+        setattr(owner, name, hooked)
 
     def _happen(self) -> None:
         if self.note:

@@ -20,22 +20,18 @@ import torch
 import yaml
 
 from svitlo.data.prepare import prepare
-from svitlo.data.shards import DataNotReady, load_manifest, verify_shards
 from svitlo.errors import DataError
-from svitlo.training.checkpoints import (
-    LAST,
-    Rejected,
-    TrainingState,
-    find_newest,
-    load_checkpoint,
-    mark_best,
-    save_checkpoint,
-)
+from svitlo.interruption import Interruption
+from svitlo.manifest import DataNotReady, load_manifest, verify_shards
+from svitlo.phases import PHASES
+from svitlo.training.checkpoints import LAST, load_checkpoint
+from svitlo.training.saving import mark_best, save_checkpoint
+from svitlo.training.state import TrainingState
 from svitlo.volumes import Volumes
 from tests.conftest import DATA, RAW
 from tests.crash.forks import torture
 from tests.crash.model_filesystem import Recorder, State
-from tests.support import checkpoint_state
+from tests.support import checkpoint_state, newest
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3_600)]
 
@@ -51,8 +47,8 @@ def tiny_state(step: int) -> TrainingState:
     return checkpoint_state(step, {"weight": torch.full((SIZE,), float(step))})
 
 
-def refuse(rejected: Rejected) -> None:
-    raise AssertionError(f"a power cut alone must not leave a broken checkpoint: {rejected}")
+def refuse(path: Path, reason: str) -> None:
+    raise AssertionError(f"a power cut alone must not leave a broken checkpoint: {path}: {reason}")
 
 
 class Explorer:
@@ -109,7 +105,7 @@ def explore_saves(recorder: Recorder, keep: int, folder: Path, without: str = ""
         allowed = (durable, saving)
 
         def find(root: Path, allowed: tuple[int | None, int | None] = allowed) -> None:
-            state = find_newest(root / "phase1", 1, refuse)
+            state = newest(root / "phase1", refuse)
             step = None if state is None else state.global_step
             assert step in allowed, f"found step {step}, allowed are {allowed}"
             if state is not None:
@@ -180,7 +176,7 @@ class Corpus:
 
     def prepare(self) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            prepare(self.config, self.volumes)
+            prepare(self.config, self.volumes, Interruption(signals=()))
 
     def shards(self) -> dict[str, bytes]:
         """What the trainer reads."""
@@ -188,14 +184,14 @@ class Corpus:
         return {str(path.relative_to(self.data)): path.read_bytes() for path in files}
 
 
-def look_like_the_trainer(data: Path, digests: dict[int, str]) -> None:
+def look_like_the_trainer(data: Path, digests: dict[str, str]) -> None:
     """A manifest is there only with all that it names, and it is the right one."""
-    for phase, digest in digests.items():
+    for name, digest in digests.items():
         try:
-            manifest = load_manifest(data / f"phase{phase}")
+            manifest = load_manifest(data / name)
         except DataNotReady:
             continue
-        verify_shards(data / f"phase{phase}", manifest)
+        verify_shards(data / name, manifest)
         assert manifest.digest == digest
 
 
@@ -208,7 +204,7 @@ def test_every_state_of_a_preparation_is_seen_as_not_ready_or_as_whole(fast_fold
     recorder.check_completeness()
     shards = corpus.shards()
     assert len(shards) > 10
-    digests = {phase: load_manifest(corpus.volumes.data(phase)).digest for phase in (1, 2)}
+    digests = {phase.name: load_manifest(corpus.volumes.data(phase)).digest for phase in PHASES}
 
     explorer = Explorer(fast_folder / "states")
     seed = int(os.environ.get("SVITLO_SEED") or 1)
@@ -243,7 +239,7 @@ def test_every_state_of_a_preparation_is_seen_as_not_ready_or_as_whole(fast_fold
         look_without(recorder, fast_folder / "control", shard, digests)
 
 
-def look_without(recorder: Recorder, folder: Path, inode: int, digests: dict[int, str]) -> None:
+def look_without(recorder: Recorder, folder: Path, inode: int, digests: dict[str, str]) -> None:
     """What the trainer would see if one file were never synced."""
     explorer = Explorer(folder)
     for _, disk in recorder.replay(lambda operation: operation.kind == "fsync" and operation.inode == inode):

@@ -19,24 +19,19 @@ import pytest
 import torch
 
 from svitlo.config import ReportingConfig
-from svitlo.data.shards import load_manifest
 from svitlo.errors import CheckpointError, DataError
+from svitlo.manifest import load_manifest
+from svitlo.phases import PRETRAINING
 from svitlo.reporting.progress import Progress
 from svitlo.storage.files import write_durably
 from svitlo.storage.seal import save_sealed
-from svitlo.training.checkpoints import (
-    LAST,
-    Rejected,
-    TrainingState,
-    find_newest,
-    load_checkpoint,
-    mark_best,
-    save_checkpoint,
-)
+from svitlo.training.checkpoints import LAST, load_checkpoint
+from svitlo.training.saving import mark_best, save_checkpoint
+from svitlo.training.state import TrainingState
 from svitlo.volumes import Volumes
 from tests.conftest import Job
 from tests.crash.forks import torture
-from tests.support import checkpoint_state
+from tests.support import Rejections, checkpoint_state, newest, no_rejection
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3_600)]
 
@@ -58,8 +53,8 @@ def save_steps(folder: Path, *steps: int) -> bytes:
     return (folder / LAST).read_bytes()
 
 
-def find(folder: Path, rejections: list[Rejected]) -> TrainingState | None:
-    return find_newest(folder, 1, rejections.append, RUN)
+def find(folder: Path, rejections: Rejections) -> TrainingState | None:
+    return newest(folder, rejections, RUN)
 
 
 def positions_to_flip(content: bytes) -> list[int]:
@@ -106,11 +101,11 @@ def test_a_flipped_bit_never_stops_the_search_for_a_good_checkpoint(tmp_path: Pa
         flipped[position // 8] ^= 1 << position % 8
         (tmp_path / LAST).unlink()
         (tmp_path / LAST).write_bytes(flipped)
-        rejections: list[Rejected] = []
+        rejections = Rejections()
         state = find(tmp_path, rejections)
         assert state is not None
         assert state.global_step == 2, position
-        assert [rejected.path.name for rejected in rejections] == [LAST]
+        assert [path.name for path, _ in rejections] == [LAST]
         (tmp_path / (LAST + ".broken")).unlink()
 
 
@@ -208,11 +203,11 @@ REPLACEMENTS = [
 def test_a_replaced_checkpoint_is_set_aside_and_explained(tmp_path: Path, replace: Callable[[Path], str]) -> None:
     volumes = Volumes(tmp_path)
     volumes.set_up()
-    folder = volumes.checkpoints(1)
+    folder = volumes.checkpoints(PRETRAINING)
     save_steps(folder, 1, 2, 3)
     reason = replace(folder / LAST)
     progress = Progress(volumes, ReportingConfig())
-    state = find_newest(folder, 1, progress.fell_back, RUN)
+    state = newest(folder, progress.fell_back, RUN)
     assert state is not None
     assert state.global_step == 2
     assert load_checkpoint(folder / LAST).global_step == 2, "the good one takes the name"
@@ -224,7 +219,7 @@ def test_a_replaced_checkpoint_is_set_aside_and_explained(tmp_path: Path, replac
     assert str(folder / LAST) in event["message"]
     assert not list(tmp_path.rglob("exploded")), "nothing from a checkpoint is ever executed"
     # The next start finds everything in order.
-    assert find_newest(folder, 1, pytest.fail, RUN) is not None
+    assert newest(folder, no_rejection, RUN) is not None
 
 
 @pytest.mark.parametrize("replace", [replace_by_text, replace_by_another_run, replace_by_a_folder])
@@ -233,7 +228,7 @@ def test_none_good_means_stop_and_never_zero(tmp_path: Path, replace: Callable[[
     replace(tmp_path / LAST)
     for _ in range(3):
         with pytest.raises(CheckpointError, match="none of them is usable"):
-            find(tmp_path, [])
+            find(tmp_path, Rejections())
 
 
 def test_damage_to_a_file_with_two_names_costs_both_and_no_more(tmp_path: Path) -> None:
@@ -241,11 +236,11 @@ def test_damage_to_a_file_with_two_names_costs_both_and_no_more(tmp_path: Path) 
     save_steps(tmp_path, 1, 2, 3)
     mark_best(tmp_path)
     os.truncate(tmp_path / LAST, 5_000)
-    rejections: list[Rejected] = []
+    rejections = Rejections()
     state = find(tmp_path, rejections)
     assert state is not None
     assert state.global_step == 2
-    assert {rejected.path.name for rejected in rejections} == {LAST, "best_checkpoint.pt"}
+    assert {path.name for path, _ in rejections} == {LAST, "best_checkpoint.pt"}
 
 
 # --- the real commands -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from svitlo.interruption import ProcessRecord, Traces
+from svitlo.appliance.endings import ProcessRecord, Traces
 from svitlo.machine import oom_kills
 from svitlo.reporting.status import read_status
 from tests.conftest import Job

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from svitlo.interruption import MOST_DEATHS
-from svitlo.operations.backup import BackupError, verify_backup
+from svitlo.appliance.endings import MOST_DEATHS
+from svitlo.operations.restore import verify_backup
+from svitlo.operations.shared import BackupError
 from svitlo.reporting.metrics import last_step
 from tests.conftest import Job, kill
 from tests.crash.forks import At, fork, new_seed, torture
@@ -147,18 +148,18 @@ def test_a_power_cut_between_the_end_and_the_word_that_it_is_the_end(trained: Jo
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 STOPS = {
-    "while shards are verified": At("svitlo.appliance", "verify_shards", signals=(TERM,)),
-    "while the state is read": At("svitlo.training.phase", "find_newest", after=True, signals=(TERM,)),
-    "before the first step": At("svitlo.training.loop", "warm_up", signals=(TERM,)),
+    "while shards are verified": At("svitlo.appliance.trainer", "verify_shards", signals=(TERM,)),
+    "while the state is read": At("svitlo.training.setup", "find_newest", after=True, signals=(TERM,)),
+    "before the first step": At("svitlo.training.gradient", "Gradient.warm_up", signals=(TERM,)),
     "in the first evaluation": At("svitlo.training.evaluation", "hidden_states", call=3, signals=(TERM,)),
-    "while a sample is written": At("svitlo.training.phase", "complete", signals=(TERM,)),
-    "in the middle of a step": At("svitlo.training.loop", "hidden_states", call=8, signals=(TERM,)),
-    "twice, at once": At("svitlo.training.loop", "hidden_states", call=8, signals=(INT, TERM)),
-    "before an evaluation's save": At("svitlo.training.loop", "save_at_any_price", signals=(TERM,)),
+    "while a sample is written": At("svitlo.training.setup", "complete", signals=(TERM,)),
+    "in the middle of a step": At("svitlo.training.gradient", "hidden_states", call=8, signals=(TERM,)),
+    "twice, at once": At("svitlo.training.gradient", "hidden_states", call=8, signals=(INT, TERM)),
+    "before an evaluation's save": At("svitlo.training.saving", "Saver.save_at_any_price", signals=(TERM,)),
     "in the middle of a save": At("torch", "save", after=True, signals=(TERM,)),
     "twice in the middle of a save": At("torch", "save", after=True, signals=(TERM, TERM)),
-    "at the change of phase": At("svitlo.training.phase", "find_best", signals=(TERM,)),
-    "in the middle of a step of phase 2": At("svitlo.training.loop", "hidden_states", call=8, signals=(TERM,)),
+    "at the change of phase": At("svitlo.training.setup", "find_best", signals=(TERM,)),
+    "in the middle of a step of phase 2": At("svitlo.training.gradient", "hidden_states", call=8, signals=(TERM,)),
     "when the export begins": At("svitlo.model.export", "best_state", signals=(TERM,)),
     "in the middle of the export": At("svitlo.model.export", "write_sums", signals=(TERM, TERM)),
 }

@@ -19,21 +19,16 @@ import torch
 
 from svitlo.config import ReportingConfig
 from svitlo.errors import VolumeError
+from svitlo.phases import PRETRAINING
 from svitlo.reporting.progress import Progress
 from svitlo.reporting.status import read_status
-from svitlo.training.checkpoints import (
-    LAST,
-    TrainingState,
-    find_newest,
-    load_checkpoint,
-    mark_best,
-    require_room,
-    save_checkpoint,
-)
+from svitlo.training.checkpoints import LAST, load_checkpoint
+from svitlo.training.saving import mark_best, require_room, save_checkpoint
+from svitlo.training.state import TrainingState
 from svitlo.volumes import Volumes
 from tests.conftest import Job, wait_for_line
 from tests.crash.model_filesystem import Recorder
-from tests.support import assert_same_run, checkpoint_state, events
+from tests.support import assert_same_run, checkpoint_state, events, newest
 
 pytestmark = pytest.mark.crash
 
@@ -75,7 +70,7 @@ def test_whichever_operation_of_a_save_fails_a_good_checkpoint_stays(fast_folder
         # Where removing is what fails, nothing can be removed; the next start does it.
         assert not temporaries or kinds[number] in ("unlink", "rename", "link"), kinds[number]
         save_and_mark(folder, 5)  # the space is back
-        state = find_newest(folder, 1, pytest.fail)
+        state = newest(folder)
         assert state is not None
         assert state.global_step == 5
         assert sorted(path.name for path in folder.iterdir()) == [
@@ -89,7 +84,7 @@ def test_a_failed_save_is_told_and_forgotten_when_the_next_succeeds(tmp_path: Pa
     volumes = Volumes(tmp_path)
     volumes.set_up()
     progress = Progress(volumes, ReportingConfig())
-    for code, remedy in ((errno.ENOSPC, "Make room in"), (errno.EIO, "Is the disk in order that holds")):
+    for code, remedy in ((errno.ENOSPC, "Free some space in"), (errno.EIO, "Is the disk in order that holds")):
         progress.save_failed(state_of_step(7), OSError(code, os.strerror(code)))
         progress.exporting()
         status = read_status(volumes.status)
@@ -225,7 +220,7 @@ def test_a_folder_of_somebody_else_is_one_line(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         volumes = Volumes(Path(folder) / "volumes")
         volumes.set_up()
-        volumes.checkpoints(1).mkdir()
+        volumes.checkpoints(PRETRAINING).mkdir()
         for path in (Path(folder), volumes.root, *volumes.root.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
             os.chown(path, NOBODY, NOBODY)

@@ -18,9 +18,12 @@ import pytest
 import yaml
 
 from svitlo.data.prepare import prepare
-from svitlo.data.shards import ConversationSet, TokenStream, load_manifest, verify_shards
+from svitlo.data.shards import ConversationSet, TokenStream
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import DataError, VolumeError
+from svitlo.interruption import Interruption
+from svitlo.manifest import load_manifest, verify_shards
+from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from svitlo.volumes import Volumes
 
 NOUNS = [
@@ -111,7 +114,7 @@ def copy_of(job: Path, folder: Path) -> Path:
 
 
 def run(folder: Path) -> str:
-    return prepare(folder / "config", Volumes(folder / "volumes"))
+    return prepare(folder / "config", Volumes(folder / "volumes"), Interruption(signals=()))
 
 
 def command(folder: Path) -> list[str]:
@@ -146,12 +149,12 @@ def done(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_result(done: Path) -> None:
     volumes, tokenizer = Volumes(done / "volumes"), Tokenizer()
-    manifest = load_manifest(volumes.data(1))
-    verify_shards(volumes.data(1), manifest)
+    manifest = load_manifest(volumes.data(PRETRAINING))
+    verify_shards(volumes.data(PRETRAINING), manifest)
     (source,) = manifest.sources
     assert source["dropped"] == {"repeated": 10, "fewer than 10 words": 4}
     assert [file["name"] for file in source["identity"]["files"]] == ["text0.txt", "text1.txt"]
-    train, validation = (TokenStream(volumes.data(1), manifest, split) for split in ("train", "validation"))
+    train, validation = (TokenStream(volumes.data(PRETRAINING), manifest, split) for split in ("train", "validation"))
     pages = {
         split: tokenizer.decode(stream.read(0, stream.num_tokens).tolist()).split("<|endoftext|>")
         for split, stream in (("train", train), ("validation", validation))
@@ -164,11 +167,11 @@ def test_result(done: Path) -> None:
     assert 20 <= len(pages["validation"]) <= 120
     assert manifest.num_tokens("train") + manifest.num_tokens("validation") == source["tokens"]
 
-    manifest = load_manifest(volumes.data(2))
-    verify_shards(volumes.data(2), manifest)
+    manifest = load_manifest(volumes.data(INSTRUCTION_TUNING))
+    verify_shards(volumes.data(INSTRUCTION_TUNING), manifest)
     assert manifest.sources[0]["dropped"] == {"no output": 1}
     assert manifest.sources[1]["changed"]["context cut around the answer"] > 30
-    conversations = ConversationSet(volumes.data(2), manifest, "train")
+    conversations = ConversationSet(volumes.data(INSTRUCTION_TUNING), manifest, "train")
     assert len(conversations) == manifest.num_documents("train")
     assert conversations.lengths.max() <= 64
     learned = sum(int(conversations.conversation(number)[1].sum()) for number in range(len(conversations)))
@@ -177,10 +180,10 @@ def test_result(done: Path) -> None:
 
 def test_articles_do_not_stand_in_both_splits(done: Path) -> None:
     volumes, tokenizer = Volumes(done / "volumes"), Tokenizer()
-    manifest = load_manifest(volumes.data(2))
+    manifest = load_manifest(volumes.data(INSTRUCTION_TUNING))
     contexts: dict[str, set[str]] = {}
     for split in ("train", "validation"):
-        conversations = ConversationSet(volumes.data(2), manifest, split)
+        conversations = ConversationSet(volumes.data(INSTRUCTION_TUNING), manifest, split)
         for number in range(len(conversations)):
             written = tokenizer.decode(conversations.conversation(number)[0].tolist())
             if "Which word?" in written:
@@ -298,8 +301,9 @@ def test_second_start_is_quick_and_changes_nothing(done: Path) -> None:
     before = {name: (done / "volumes" / "data" / name).stat().st_mtime_ns for name in digests(done)}
     program = (
         "import sys, time; from pathlib import Path; from svitlo.data.prepare import prepare; "
+        "from svitlo.interruption import Interruption; "
         "from svitlo.volumes import Volumes; "
-        f"print(prepare(Path({str(done / 'config')!r}), Volumes(Path({str(done / 'volumes')!r})))); "
+        f"print(prepare(Path({str(done / 'config')!r}), Volumes(Path({str(done / 'volumes')!r})), Interruption(()))); "
         "heavy = ('torch', 'datasets', 'numpy', 'tiktoken'); "
         "print(time.process_time() < 2, [name for name in heavy if name in sys.modules])"
     )
@@ -429,7 +433,7 @@ def test_user_mistakes_give_one_message(job: Path, tmp_path: Path) -> None:
     assert failed.stderr.startswith("error: text0.txt: not text")
     assert failed.stderr.count("\n") == 1
     status = json.loads((folder / "volumes" / "logs" / "data-prep.json").read_text())
-    assert status["state"] == "stopped"
+    assert status["state"] == "error"
     assert "text0.txt" in status["message"]
     assert not (folder / "volumes" / "data" / "phase1" / "manifest.json").exists()
 
@@ -480,13 +484,13 @@ def test_full_disk_is_one_clear_line_and_then_goes_on(
 
 
 def test_only_one_at_a_time(job: Path, tmp_path: Path) -> None:
-    from svitlo.data.prepare import PreparationRunning
-    from svitlo.storage.files import exclusive_lock
+    from svitlo.errors import AlreadyRunning
+    from svitlo.storage.locks import exclusive_lock
 
     folder = copy_of(job, tmp_path)
     with exclusive_lock(Volumes(folder / "volumes").prepare_lock) as held:
         assert held
-        with pytest.raises(PreparationRunning, match="another process"):
+        with pytest.raises(AlreadyRunning, match="another process"):
             run(folder)
 
 

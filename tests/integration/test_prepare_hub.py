@@ -12,9 +12,12 @@ import pytest
 import yaml
 
 from svitlo.data.prepare import prepare
-from svitlo.data.shards import ConversationSet, TokenStream, load_manifest
+from svitlo.data.shards import ConversationSet, TokenStream
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import DataError, SvitloError
+from svitlo.interruption import Interruption
+from svitlo.manifest import load_manifest
+from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from svitlo.volumes import Volumes
 
 COMMIT = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
@@ -96,32 +99,32 @@ def job(tmp_path: Path) -> Path:
 
 
 def run(folder: Path) -> str:
-    return prepare(folder / "config", Volumes(folder / "volumes"))
+    return prepare(folder / "config", Volumes(folder / "volumes"), Interruption(signals=()))
 
 
 def test_default_configuration_on_rows_of_the_same_shape(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(job)
     volumes, tokenizer = Volumes(job / "volumes"), Tokenizer()
-    manifest = load_manifest(volumes.data(1))
-    stream = TokenStream(volumes.data(1), manifest, "train")
+    manifest = load_manifest(volumes.data(PRETRAINING))
+    stream = TokenStream(volumes.data(PRETRAINING), manifest, "train")
     text = tokenizer.decode(stream.read(0, stream.num_tokens).tolist())
     assert "Month 7\nMonth 7 is the 7th month of the year we have.\nIt is in the winter & cold.<|endoftext|>" in text
     identity = manifest.sources[0]["identity"]
     assert (identity["revision"], identity["configuration"], identity["pinned"]) == (COMMIT, "20231101.simple", True)
 
-    manifest = load_manifest(volumes.data(2))
+    manifest = load_manifest(volumes.data(INSTRUCTION_TUNING))
     assert [source["documents"] for source in manifest.sources] == [60, 30, 40]
     assert manifest.sources[2]["identity"]["pinned"] is False
     assert "warning: source dailydialog: `revision: unpinned`" in capsys.readouterr().out
-    conversations = ConversationSet(volumes.data(2), manifest, "train")
+    conversations = ConversationSet(volumes.data(INSTRUCTION_TUNING), manifest, "train")
     written = [tokenizer.decode(conversations.conversation(n)[0].tolist()) for n in range(len(conversations))]
     assert any("Is it 7 o'clock?\n\n### Assistant:\nIt's not.<|endoftext|>" in text for text in written)
     assert any("1847 by Anna Holm. 3\n\nWhen was it built?\n\n### Assistant:\n1847<|" in text for text in written)
 
-    before = (volumes.data(2) / "manifest.json").read_bytes()
+    before = (volumes.data(INSTRUCTION_TUNING) / "manifest.json").read_bytes()
     run(job)
     assert capsys.readouterr().out.count("already prepared and unchanged") == 2
-    assert (volumes.data(2) / "manifest.json").read_bytes() == before
+    assert (volumes.data(INSTRUCTION_TUNING) / "manifest.json").read_bytes() == before
 
 
 def test_damaged_shard_of_hub_data_is_made_again(job: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from svitlo.reporting.metrics import read_metrics
-from svitlo.training.checkpoints import load_checkpoint, save_checkpoint
+from svitlo.training.checkpoints import load_checkpoint
+from svitlo.training.saving import save_checkpoint
 from tests.conftest import Job, kill, wait_for_line
 from tests.support import assert_same_run, events, last, metrics
 

@@ -15,13 +15,22 @@ import torch
 
 from svitlo.errors import VolumeError
 from svitlo.operations import backup as module
-from svitlo.operations.backup import BackupError, backup, new_run, restore, verify_backup
+from svitlo.operations import restore as restore_module
+from svitlo.operations import shared
+from svitlo.operations.backup import backup
+from svitlo.operations.new_run import new_run
+from svitlo.operations.restore import restore, verify_backup
+from svitlo.operations.shared import BackupError
 from svitlo.operations.verify import verify_volumes
-from svitlo.reporting.screen import as_json
-from svitlo.storage.files import exclusive_lock
+from svitlo.phases import PRETRAINING, phase_numbered
+from svitlo.reporting.overview import overview
+from svitlo.storage import files
+from svitlo.storage.locks import exclusive_lock
 from svitlo.storage.sums import write_sums
-from svitlo.training.checkpoints import TrainingState, find_newest, mark_best, save_checkpoint
+from svitlo.training.saving import mark_best, save_checkpoint
+from svitlo.training.state import TrainingState
 from svitlo.volumes import MARKER, Volumes
+from tests.support import Rejections, newest
 
 
 def save(volumes: Volumes, step: int, phase: int = 1, run_id: str = "run-a") -> None:
@@ -38,7 +47,7 @@ def save(volumes: Volumes, step: int, phase: int = 1, run_id: str = "run-a") -> 
         global_step=step,
         model_state_dict={"weight": torch.full((1000,), float(step))},
     )
-    save_checkpoint(state, volumes.checkpoints(phase), keep=3)
+    save_checkpoint(state, volumes.checkpoints(phase_numbered(phase)), keep=3)
 
 
 def make_volumes(root: Path) -> Volumes:
@@ -59,10 +68,10 @@ def volumes(tmp_path: Path) -> Volumes:
     volumes = make_volumes(tmp_path / "volumes")
     for step in (10, 20):
         save(volumes, step)
-    mark_best(volumes.checkpoints(1))
+    mark_best(volumes.checkpoints(PRETRAINING))
     save(volumes, 30)
-    volumes.data(1).mkdir()
-    (volumes.data(1) / "train-00000.npy").write_bytes(b"tokens")
+    volumes.data(PRETRAINING).mkdir()
+    (volumes.data(PRETRAINING) / "train-00000.npy").write_bytes(b"tokens")
     volumes.metrics.write_text("{}\n")
     write_model(volumes, "first")
     return volumes
@@ -98,10 +107,10 @@ def test_what_is_put_back_is_what_was_saved(volumes: Volumes, tmp_path: Path) ->
 
 
 def test_what_is_only_true_here_and_now_is_left_out(volumes: Volumes, tmp_path: Path) -> None:
-    (volumes.checkpoints(1) / "last_checkpoint.pt.tmp").write_text("half")
-    (volumes.checkpoints(1) / "checkpoint-000000005.pt.broken").write_text("damaged")
-    (volumes.data(1) / ".journal").mkdir()
-    (volumes.data(1) / ".journal" / "journal.json").write_text("{}")
+    (volumes.checkpoints(PRETRAINING) / "last_checkpoint.pt.tmp").write_text("half")
+    (volumes.checkpoints(PRETRAINING) / "checkpoint-000000005.pt.broken").write_text("damaged")
+    (volumes.data(PRETRAINING) / ".journal").mkdir()
+    (volumes.data(PRETRAINING) / ".journal" / "journal.json").write_text("{}")
     volumes.trainer_state.write_text('{"state": "running"}')
     volumes.status.write_text('{"state": "training"}')
     volumes.trainer_lock.touch()
@@ -149,7 +158,7 @@ def test_backups_taken_while_checkpoints_come_and_go_are_whole(volumes: Volumes,
             step += 1
             save(volumes, step)
             if step % 3 == 0:
-                mark_best(volumes.checkpoints(1))
+                mark_best(volumes.checkpoints(PRETRAINING))
 
     trainer = threading.Thread(target=train)
     trainer.start()
@@ -158,8 +167,8 @@ def test_backups_taken_while_checkpoints_come_and_go_are_whole(volumes: Volumes,
             folder = make_backup(volumes, tmp_path / "backups")
             other = make_volumes(tmp_path / f"other{number}")
             restore(other, folder, say=quiet)
-            rejected: list[Any] = []
-            state = find_newest(other.checkpoints(1), 1, rejected.append)
+            rejected = Rejections()
+            state = newest(other.checkpoints(PRETRAINING), rejected)
             assert state is not None
             assert state.global_step >= 30
             assert rejected == []
@@ -192,7 +201,7 @@ class PowerCut(BaseException):
 
 
 def cut_after(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
-    original: Callable[..., Any] = getattr(module, name)
+    original: Callable[..., Any] = getattr(files, name)
     calls = [0]
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -201,7 +210,9 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
         calls[0] += 1
         return original(*arguments, **options)
 
-    monkeypatch.setattr(module, name, counted)
+    for part in (restore_module, shared):
+        if hasattr(part, name):
+            monkeypatch.setattr(part, name, counted)
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # no clean-up happens either
 
 
@@ -227,7 +238,7 @@ def test_a_restore_cut_off_while_files_change_places_is_noticed_and_repeated(
     if was_cut:
         with pytest.raises(VolumeError, match="restore was interrupted"):
             other.require_writable("checkpoints")
-        assert "restore was interrupted" in as_json(other)["message"]
+        assert "restore was interrupted" in overview(other)["message"]
         with pytest.raises(VolumeError, match="restore was interrupted"):
             new_run(other)
         restore(other, folder, say=quiet)  # not forced: finishing it is no new decision
@@ -270,7 +281,7 @@ def test_volumes_on_disks_of_their_own_keep_the_old_run_there(
 
     monkeypatch.setattr(os, "rename", rename_within_a_volume)
     new_run(volumes)
-    assert not (volumes.checkpoints(1)).exists()
+    assert not (volumes.checkpoints(PRETRAINING)).exists()
     (aside,) = (volumes.root / "checkpoints" / ".runs").iterdir()
     name = "phase1/last_checkpoint.pt"
     assert (aside / name).read_bytes() == before[f"checkpoints/{name}"]
@@ -285,7 +296,7 @@ def test_too_little_space_is_said_before_anything_happens(
     folder = make_backup(volumes, tmp_path / "backups")
     before = content_of(volumes)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1_000_000, 999_000, 1_000))
-    with pytest.raises(VolumeError, match=r"kB are needed and 1.0 kB free"):
+    with pytest.raises(VolumeError, match=r"kB are needed and 1.0 kB are free"):
         backup(volumes, tmp_path / "backups", say=quiet)
     with pytest.raises(VolumeError, match="are needed"):
         restore(volumes, folder, say=quiet)
@@ -351,7 +362,7 @@ def test_only_an_older_state_of_the_same_run_is_replaced_unasked(
 def test_a_damaged_run_is_replaced_and_kept(volumes: Volumes, tmp_path: Path) -> None:
     folder = make_backup(volumes, tmp_path / "backups")
     wanted = content_of(volumes)
-    for path in volumes.checkpoints(1).iterdir():
+    for path in volumes.checkpoints(PRETRAINING).iterdir():
         path.write_bytes(b"torn")
     message = restore(volumes, folder, say=quiet)
     assert content_of(volumes) == wanted
@@ -377,7 +388,7 @@ def test_a_folder_of_backups_is_not_a_backup(volumes: Volumes, tmp_path: Path) -
 def test_verify_names_every_damaged_file(volumes: Volumes) -> None:
     lines: list[str] = []
     assert verify_volumes(volumes, lines.append)
-    path = volumes.checkpoints(1) / "checkpoint-000000010.pt"
+    path = volumes.checkpoints(PRETRAINING) / "checkpoint-000000010.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svitlo.data.shards import ConversationSet, TokenStream, load_manifest
+from svitlo.data.shards import ConversationSet, TokenStream
+from svitlo.manifest import load_manifest
 from svitlo.training.batches import IGNORED, ConversationBatches, TextBatches, permuted
 from tests.conftest import Job
 

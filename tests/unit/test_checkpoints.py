@@ -15,19 +15,12 @@ import torch
 
 from svitlo.config import CheckpointConfig
 from svitlo.errors import CheckpointError
+from svitlo.phases import PRETRAINING
 from svitlo.training import checkpoints
-from svitlo.training.checkpoints import (
-    BEST,
-    LAST,
-    Rejected,
-    TrainingState,
-    find_best,
-    find_newest,
-    load_checkpoint,
-    mark_best,
-    save_checkpoint,
-)
-from svitlo.training.loop import SaveSchedule
+from svitlo.training.checkpoints import BEST, LAST, find_best, load_checkpoint
+from svitlo.training.saving import SaveSchedule, mark_best, save_checkpoint
+from svitlo.training.state import TrainingState
+from tests.support import Rejections, newest
 
 
 def make_state(step: int, phase: int = 1) -> TrainingState:
@@ -51,13 +44,9 @@ def save_steps(folder: Path, *steps: int, keep: int = 3) -> None:
         save_checkpoint(make_state(step), folder, keep)
 
 
-def no_rejections(rejected: Rejected) -> None:
-    raise AssertionError(rejected)
-
-
 def test_a_saved_state_comes_back_whole(tmp_path: Path) -> None:
     save_steps(tmp_path, 7)
-    state = find_newest(tmp_path, 1, no_rejections)
+    state = newest(tmp_path)
     assert state is not None
     assert state.global_step == 7
     assert state.model_state_dict["weight"].equal(torch.full((50, 8), 7.0))
@@ -153,12 +142,12 @@ def damage_symbolic_link(path: Path) -> None:
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damage: object) -> None:
     save_steps(tmp_path, 1, 2, 3)
     damage(tmp_path / LAST)  # type: ignore[operator]
-    rejections: list[Rejected] = []
-    state = find_newest(tmp_path, 1, rejections.append)
+    rejections = Rejections()
+    state = newest(tmp_path, rejections)
     assert state is not None
     assert state.global_step == 2
-    assert [rejected.path.name for rejected in rejections] == [LAST]
-    assert rejections[0].reason
+    assert [path.name for path, _ in rejections] == [LAST]
+    assert rejections[0][1]
     assert (tmp_path / (LAST + ".broken")).exists() or (tmp_path / (LAST + ".broken")).is_symlink()
     assert load_checkpoint(tmp_path / LAST).global_step == 2, "the good one takes the name"
     assert not (tmp_path / "exploded").exists(), "nothing from a checkpoint is ever executed"
@@ -180,19 +169,19 @@ def test_where_nothing_is_usable_training_never_starts_from_zero(tmp_path: Path)
         damage_empty(path)
     for _ in range(2):  # also on the next start, when only the set-aside files are left
         with pytest.raises(CheckpointError, match="none of them is usable"):
-            find_newest(tmp_path, 1, lambda _: None)
+            newest(tmp_path, Rejections())
 
 
 def test_an_empty_folder_means_a_new_run(tmp_path: Path) -> None:
-    assert find_newest(tmp_path, 1, no_rejections) is None
-    assert find_newest(tmp_path / "missing", 1, no_rejections) is None
+    assert newest(tmp_path) is None
+    assert newest(tmp_path / "missing") is None
 
 
 def test_order_is_by_the_step_inside_not_by_the_clock(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2)
     os.utime(tmp_path / "checkpoint-000000001.pt", (4e9, 4e9))
     os.utime(tmp_path / LAST, (1, 1))
-    state = find_newest(tmp_path, 1, no_rejections)
+    state = newest(tmp_path)
     assert state is not None
     assert state.global_step == 2
 
@@ -204,10 +193,10 @@ def test_the_best_state_outlives_newer_ones_and_its_loss_falls_back(tmp_path: Pa
         state = make_state(step)
         state.best_step, state.best_loss = 1, 1.0
         save_checkpoint(state, tmp_path, 3)
-    assert find_best(tmp_path, 1, no_rejections).global_step == 1
+    assert find_best(tmp_path, PRETRAINING).global_step == 1
     damage_truncate(tmp_path / BEST)
-    rejections: list[Rejected] = []
-    assert find_best(tmp_path, 1, rejections.append).global_step == 6
+    rejections = Rejections()
+    assert find_best(tmp_path, PRETRAINING, on_rejected=rejections).global_step == 6
     assert rejections
 
 

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from svitlo.config import (
-    Phase1Config,
-    Phase2Config,
+    InstructionTuningConfig,
+    PretrainingConfig,
     load_data_config,
-    load_phase1_config,
-    load_phase2_config,
+    load_phase_config,
 )
 from svitlo.errors import ConfigError
+from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from tests.conftest import DATA, ROOT
 
 
@@ -25,7 +25,7 @@ def write(folder: Path, text: str, name: str = "phase1_pretraining.yaml") -> Pat
 
 @pytest.mark.parametrize("value", ["5e-4", '"5e-4"', "0.0005", "5.0e-4"])
 def test_every_spelling_of_a_number_is_that_number(tmp_path: Path, value: str) -> None:
-    config = load_phase1_config(write(tmp_path, f"training: {{learning_rate: {value}}}"))
+    config = load_phase_config(write(tmp_path, f"training: {{learning_rate: {value}}}"), PRETRAINING)
     assert config.training.learning_rate == 0.0005
 
 
@@ -34,7 +34,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_key(tmp_path: Path) 
         "training: {learning_rat: 1e-3, micro_batch: 0, max_epochs: three}\nmodel: {width: 100, heads: 3}\nmodle: 1\n"
     )
     with pytest.raises(ConfigError) as error:
-        load_phase1_config(write(tmp_path, text))
+        load_phase_config(write(tmp_path, text), PRETRAINING)
     message = str(error.value)
     assert "5 mistakes" in message
     for part in (
@@ -61,38 +61,40 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_key(tmp_path: Path) 
 )
 def test_one_clear_message(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(ConfigError, match=r"phase1_pretraining\.yaml") as error:
-        load_phase1_config(write(tmp_path, text))
+        load_phase_config(write(tmp_path, text), PRETRAINING)
     assert part in str(error.value)
 
 
 def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
-        load_phase1_config(tmp_path)
+        load_phase_config(tmp_path, PRETRAINING)
 
 
 def test_phase_2_has_no_shape_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model: unknown key"):
-        load_phase2_config(write(tmp_path, "model: {layers: 2}", "phase2_instruction_tuning.yaml"))
+        load_phase_config(write(tmp_path, "model: {layers: 2}", "phase2_instruction_tuning.yaml"), INSTRUCTION_TUNING)
 
 
 @pytest.mark.parametrize("folder", ["config", "config/offline", "config/demo"])
 def test_the_configurations_that_come_with_the_project_are_valid(folder: str) -> None:
     load_data_config(ROOT / folder)
-    load_phase1_config(ROOT / folder)
-    load_phase2_config(ROOT / folder)
+    load_phase_config(ROOT / folder, PRETRAINING)
+    load_phase_config(ROOT / folder, INSTRUCTION_TUNING)
 
 
 def test_the_same_job_from_files_trains_in_the_same_way() -> None:
-    assert load_phase1_config(ROOT / "config/offline") == load_phase1_config(ROOT / "config")
-    assert load_phase2_config(ROOT / "config/offline") == load_phase2_config(ROOT / "config")
+    assert load_phase_config(ROOT / "config/offline", PRETRAINING) == load_phase_config(ROOT / "config", PRETRAINING)
+    assert load_phase_config(ROOT / "config/offline", INSTRUCTION_TUNING) == load_phase_config(
+        ROOT / "config", INSTRUCTION_TUNING
+    )
 
 
 def test_the_default_files_say_what_the_defaults_are() -> None:
-    assert load_phase1_config(ROOT / "config") == Phase1Config()
-    written = load_phase2_config(ROOT / "config").model_dump()
+    assert load_phase_config(ROOT / "config", PRETRAINING) == PretrainingConfig()
+    written = load_phase_config(ROOT / "config", INSTRUCTION_TUNING).model_dump()
     differences = {
         f"{section}.{key}"
-        for section, values in Phase2Config().model_dump().items()
+        for section, values in InstructionTuningConfig().model_dump().items()
         for key, value in values.items()
         if written[section][key] != value
     }
@@ -107,15 +109,15 @@ def test_the_default_files_say_what_the_defaults_are() -> None:
 
 
 def test_what_does_not_change_the_result_is_not_part_of_the_identity() -> None:
-    base = Phase1Config()
+    base = PretrainingConfig()
     for change in (
         {"checkpoints": {"save_every_seconds": 5}},
         {"reporting": {"sample_tokens": 1}},
         {"training": {"auto_resume": False}},
     ):
-        assert Phase1Config.model_validate(change).identity() == base.identity()
+        assert PretrainingConfig.model_validate(change).identity() == base.identity()
     for change in ({"training": {"seed": 2}}, {"numerics": {"threads": 3}}, {"evaluation": {"every_n_steps": 7}}):
-        assert Phase1Config.model_validate(change).identity() != base.identity()
+        assert PretrainingConfig.model_validate(change).identity() != base.identity()
 
 
 @pytest.mark.parametrize(

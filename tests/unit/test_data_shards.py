@@ -12,30 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svitlo.data.shards import (
-    MANIFEST,
-    ConversationSet,
-    DataNotReady,
-    Manifest,
-    TokenStream,
-    load_manifest,
-    verify_shards,
-)
-from svitlo.data.writing import SplitWriter
+from svitlo.data.shards import ConversationSet, TokenStream
+from svitlo.data.writing import ConversationWriter, TextWriter
 from svitlo.errors import DataError
+from svitlo.manifest import MANIFEST, DataNotReady, Manifest, load_manifest, verify_shards
+from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING, Phase
 from svitlo.storage.files import write_json
 
 documents_strategy = st.lists(st.lists(st.integers(0, 50_256), min_size=1, max_size=60), min_size=1, max_size=30)
 
 
-def write(folder: Path, phase: int, shard_size: int, documents: list[list[int]]) -> Manifest:
+def write(folder: Path, phase: Phase, shard_size: int, documents: list[list[int]]) -> Manifest:
     """Both splits hold the same documents; every second token of each carries loss."""
     splits = {}
     for split in ("train", "validation"):
-        writer = SplitWriter(folder, phase, split, shard_size, [])
+        writer = (ConversationWriter if phase.is_chat else TextWriter)(folder, split, shard_size, [])
         for number, tokens in enumerate(documents):
             packed = np.array(tokens, dtype="<u2").tobytes()
-            mask = bytes(position % 2 for position in range(len(tokens))) if phase == 2 else b""
+            mask = bytes(position % 2 for position in range(len(tokens))) if phase.is_chat else b""
             writer.add(packed, mask, {"source": 0, "unit": 0, "number": number, "kept": number, "offset": 0})
         writer.finish()
         splits[split] = {
@@ -47,7 +41,7 @@ def write(folder: Path, phase: int, shard_size: int, documents: list[list[int]])
         }
     content = {
         "format": 1,
-        "phase": phase,
+        "phase": phase.number,
         "configuration": {},
         "configuration_digest": "c",
         "tokenizer": {"name": "gpt2", "sha256": "t", "vocab_size": 50257},
@@ -64,7 +58,7 @@ def test_stream_reads_any_range_across_shards(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], shard_tokens: int, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("phase1")
-    manifest = write(folder, 1, shard_tokens, documents)
+    manifest = write(folder, PRETRAINING, shard_tokens, documents)
     verify_shards(folder, manifest)
     stream = TokenStream(folder, manifest, "train")
     expected = [token for document in documents for token in document]
@@ -83,7 +77,7 @@ def test_conversations_come_back_whole(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], shard_conversations: int
 ) -> None:
     folder = tmp_path_factory.mktemp("phase2")
-    manifest = write(folder, 2, shard_conversations, documents)
+    manifest = write(folder, INSTRUCTION_TUNING, shard_conversations, documents)
     verify_shards(folder, manifest)
     conversations = ConversationSet(folder, manifest, "validation")
     assert len(conversations) == len(documents)
@@ -95,7 +89,7 @@ def test_conversations_come_back_whole(
 
 
 def test_reading_outside_is_an_error(tmp_path: Path) -> None:
-    stream = TokenStream(tmp_path, write(tmp_path, 1, 5, [[1, 2, 3, 4, 5, 6, 7]]), "train")
+    stream = TokenStream(tmp_path, write(tmp_path, PRETRAINING, 5, [[1, 2, 3, 4, 5, 6, 7]]), "train")
     for start, stop in ((-1, 2), (3, 8), (5, 4)):
         with pytest.raises(IndexError):
             stream.read(start, stop)
@@ -118,7 +112,7 @@ def test_no_manifest_is_not_ready(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_manifest_is_refused(tmp_path: Path, damage: object) -> None:
-    write(tmp_path, 1, 5, [[1, 2, 3, 4, 5, 6, 7]])
+    write(tmp_path, PRETRAINING, 5, [[1, 2, 3, 4, 5, 6, 7]])
     content = json.loads((tmp_path / MANIFEST).read_text())
     damage(content)  # type: ignore[operator]
     (tmp_path / MANIFEST).write_text(json.dumps(content))
@@ -127,7 +121,7 @@ def test_damaged_manifest_is_refused(tmp_path: Path, damage: object) -> None:
 
 
 def test_manifest_cut_short_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, 1, 5, [[1, 2, 3]])
+    write(tmp_path, PRETRAINING, 5, [[1, 2, 3]])
     (tmp_path / MANIFEST).write_bytes((tmp_path / MANIFEST).read_bytes()[:-20])
     with pytest.raises(DataError):
         load_manifest(tmp_path)
@@ -135,7 +129,7 @@ def test_manifest_cut_short_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
-    manifest = write(tmp_path, 1, 5, [[1, 2, 3, 4, 5, 6, 7]])
+    manifest = write(tmp_path, PRETRAINING, 5, [[1, 2, 3, 4, 5, 6, 7]])
     path = tmp_path / "train-00001.npy"
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -153,7 +147,7 @@ def test_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_pickled_array_is_refused(tmp_path: Path) -> None:
-    manifest = write(tmp_path, 1, 5, [[1, 2, 3]])
+    manifest = write(tmp_path, PRETRAINING, 5, [[1, 2, 3]])
     np.save(tmp_path / "train-00000.npy", np.array([object()] * 3), allow_pickle=True)
     with pytest.raises(DataError, match=r"train-00000\.npy"):
         TokenStream(tmp_path, manifest, "train")

@@ -17,12 +17,16 @@ from svitlo.data.conversations import prompt_text, render
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import CheckpointError, ConfigError, VolumeError
 from svitlo.model.card import card_text
-from svitlo.model.export import NoModelYet, best_state, export_model, hugging_face_model, model_from, newest_state
-from svitlo.model.generate import REPETITION_PENALTY, answer, complete
+from svitlo.model.export import export_model, hugging_face_model
+from svitlo.model.generate import answer
+from svitlo.model.weights import NoModelYet, best_state, model_from, newest_state
+from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from svitlo.reporting.metrics import MetricsLog
 from svitlo.storage.sums import read_sums, sum_problem
-from svitlo.training.checkpoints import TrainingState, mark_best, save_checkpoint
 from svitlo.training.model import GPT2, grow_vocabulary
+from svitlo.training.sampling import REPETITION_PENALTY, complete
+from svitlo.training.saving import mark_best, save_checkpoint
+from svitlo.training.state import TrainingState
 from svitlo.volumes import Volumes
 
 SHAPE = ModelConfig(layers=2, width=64, heads=2, positions=64)
@@ -63,10 +67,12 @@ def volumes(tmp_path: Path) -> Volumes:
 @pytest.fixture
 def trained(volumes: Volumes) -> Volumes:
     """Both phases done; the best state of phase 2 is not its last one."""
-    save_checkpoint(make_state(1, 40, best_loss=5.5, best_step=40), volumes.checkpoints(1), keep=3)
-    save_checkpoint(make_state(2, 10, seed=1), volumes.checkpoints(2), keep=3)
-    mark_best(volumes.checkpoints(2))
-    save_checkpoint(make_state(2, 30, seed=2, best_loss=3.25, best_step=10), volumes.checkpoints(2), keep=3)
+    save_checkpoint(make_state(1, 40, best_loss=5.5, best_step=40), volumes.checkpoints(PRETRAINING), keep=3)
+    save_checkpoint(make_state(2, 10, seed=1), volumes.checkpoints(INSTRUCTION_TUNING), keep=3)
+    mark_best(volumes.checkpoints(INSTRUCTION_TUNING))
+    save_checkpoint(
+        make_state(2, 30, seed=2, best_loss=3.25, best_step=10), volumes.checkpoints(INSTRUCTION_TUNING), keep=3
+    )
     metrics = MetricsLog(volumes.metrics)
     for phase, steps, start in ((1, 40, 10.8), (2, 30, 6.0)):
         for step in range(steps + 1):
@@ -131,7 +137,7 @@ def open_afresh(folder: Path, text: str, logits: Path) -> dict[str, object]:
 @pytest.mark.parametrize("phase", [1, 2])
 def test_a_fresh_process_has_the_same_model_and_tokenizer(trained: Volumes, tmp_path: Path, phase: int) -> None:
     if phase == 1:
-        for path in trained.checkpoints(2).iterdir():
+        for path in trained.checkpoints(INSTRUCTION_TUNING).iterdir():
             path.unlink()
     export_model(trained, say=lambda _: None)
     state = make_state(2, 10, seed=1) if phase == 2 else make_state(1, 40)
@@ -215,7 +221,9 @@ def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(
 ) -> None:
     export_model(trained, say=lambda _: None)
     first = (trained.model / "model.safetensors").read_bytes()
-    save_checkpoint(make_state(2, 50, seed=3, best_loss=2.0, best_step=50), trained.checkpoints(2), keep=3)
+    save_checkpoint(
+        make_state(2, 50, seed=3, best_loss=2.0, best_step=50), trained.checkpoints(INSTRUCTION_TUNING), keep=3
+    )
     (trained.model.parent / ".model.partial").mkdir()  # what a power cut left
     (trained.model.parent / ".model.partial" / "left-over.safetensors").write_text("half")
     export_model(trained, say=lambda _: None)
@@ -239,7 +247,7 @@ def test_a_second_export_replaces_the_first_and_a_failed_one_does_not(
 def test_best_and_newest_are_found_without_touching_anything(trained: Volumes) -> None:
     best, last = best_state(trained)
     assert (best.global_step, last.global_step) == (10, 30)
-    folder = trained.checkpoints(2)
+    folder = trained.checkpoints(INSTRUCTION_TUNING)
     (folder / "last_checkpoint.pt").write_bytes(b"torn")
     before = sorted((path.name, path.stat().st_size) for path in folder.iterdir())
     assert newest_state(trained).global_step == 10
@@ -247,7 +255,7 @@ def test_best_and_newest_are_found_without_touching_anything(trained: Volumes) -
     for path in folder.iterdir():
         path.write_bytes(b"torn")
     assert newest_state(trained).phase == 1
-    (trained.checkpoints(1) / "last_checkpoint.pt").write_bytes(b"torn")
+    (trained.checkpoints(PRETRAINING) / "last_checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="damaged"):
         newest_state(trained)
 
@@ -264,14 +272,16 @@ def test_answers_come_from_the_newest_model(trained: Volumes) -> None:
     first = answer(trained, "What is water?", max_new_tokens=5, say=said.append)
     export_model(trained, say=lambda _: None)
     exported = answer(trained, "What is water?", max_new_tokens=5, say=said.append)
-    save_checkpoint(make_state(2, 60, seed=4, best_loss=3.25, best_step=10), trained.checkpoints(2), keep=3)
+    save_checkpoint(
+        make_state(2, 60, seed=4, best_loss=3.25, best_step=10), trained.checkpoints(INSTRUCTION_TUNING), keep=3
+    )
     answer(trained, "What is water?", max_new_tokens=5, say=said.append)
     assert "checkpoint (phase 2, step 30)" in said[0]
     assert "exported model (phase 2, step 10)" in said[1]
     assert "checkpoint (phase 2, step 60)" in said[2]
     assert exported != first  # the best weights are not the last ones
     (trained.model / "model.safetensors").write_bytes(b"damaged")
-    save_checkpoint(make_state(2, 61), trained.checkpoints(2), keep=3)
+    save_checkpoint(make_state(2, 61), trained.checkpoints(INSTRUCTION_TUNING), keep=3)
     answer(trained, "x", max_new_tokens=1, say=said.append)
     assert "step 61" in said[3]
 
@@ -281,10 +291,10 @@ def test_generation_stops_at_the_end_of_text_and_fits_the_window(monkeypatch: py
     state = make_state(2, 1)
     model = model_from(state)
     model.train()
-    long = complete(model, tokenizer, "a" * 20 + " word" * 200, 1, max_new_tokens=1_000)
+    long = complete(model, tokenizer, "a" * 20 + " word" * 200, PRETRAINING, max_new_tokens=1_000)
     assert model.training
     assert 0 < len(tokenizer.encode(long)) <= 70
-    greedy = [complete(model, tokenizer, "What is water?", 2, 8) for _ in range(2)]
+    greedy = [complete(model, tokenizer, "What is water?", INSTRUCTION_TUNING, 8) for _ in range(2)]
     assert greedy[0] == greedy[1]
 
     # A model that writes "yes", and then the end of text for ever.
@@ -297,8 +307,8 @@ def test_generation_stops_at_the_end_of_text_and_fits_the_window(monkeypatch: py
         logits[50_256 if ids[-1] == yes else yes] = 1.0
         return logits
 
-    monkeypatch.setattr("svitlo.model.generate.last_logits", scripted)
-    assert complete(model, tokenizer, "What is water?", 2, 8) == "yes"
+    monkeypatch.setattr("svitlo.training.sampling.last_logits", scripted)
+    assert complete(model, tokenizer, "What is water?", INSTRUCTION_TUNING, 8) == "yes"
     prompt = len(tokenizer.encode(prompt_text("What is water?")))
     assert calls == [prompt, prompt + 1]
 
@@ -322,7 +332,7 @@ def test_what_is_written_is_what_transformers_would_write() -> None:
         )
     )
     assert (
-        complete(model_from(state), tokenizer, "What is water?", 2, 12)
+        complete(model_from(state), tokenizer, "What is water?", INSTRUCTION_TUNING, 12)
         == tokenizer.decode(expected[0, len(ids) :].tolist()).strip()
     )
 
@@ -349,5 +359,3 @@ def test_mistakes_are_explained(trained: Volumes) -> None:
     for question, message in (("  ", "empty"), ("word " * 100, "110 tokens.*only 64")):
         with pytest.raises(ConfigError, match=message):
             answer(trained, question)
-    with pytest.raises(ConfigError, match="temperature"):
-        answer(trained, "Hello", temperature=-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from svitlo.config import ModelConfig, TrainingConfig
 from svitlo.training import numerics
 from svitlo.training.batches import MicroBatch
-from svitlo.training.loop import begin_step, forward_and_backward
+from svitlo.training.gradient import Gradient
 from svitlo.training.loss import CHUNK, Head, VocabularySample, VocabularySampler, head_loss
 from svitlo.training.model import (
     EMBEDDING,
@@ -102,8 +101,8 @@ def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
         torch.testing.assert_close(weight.grad, expected_weight, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("num_sampled_steps", [0, 1])
-def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(num_sampled_steps: int) -> None:
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(is_sampled: bool) -> None:
     """The head, too, which is most of the arithmetic; results are those of float32 up to bf16's eight bits."""
     torch.manual_seed(0)
     model = GPT2(TINY, 100)
@@ -112,25 +111,38 @@ def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(num_sa
     losses, gradients = {}, {}
     for precision in ("fp32", "bf16"):
         model.zero_grad(set_to_none=True)
-        run: Any = SimpleNamespace(
-            model=model,
-            precision=precision,
-            head=Head(model.lm_head.weight, numerics.DTYPES[precision]),
-            state=SimpleNamespace(global_step=0, phase=1),
-            num_sampled_steps=num_sampled_steps,
-            sampler=VocabularySampler(torch.arange(100), 40),
-            config=SimpleNamespace(training=TrainingConfig()),
-        )
+        gradient = Gradient(model, VocabularySampler(torch.arange(100), 40), precision, phase=1, seed=1)
         with Products() as products:
-            begin_step(run, [batch])
-            losses[precision] = forward_and_backward(run, batch, 1 / 64)
-        run.head.finish()
+            losses[precision] = gradient.compute([batch], 0, is_sampled=is_sampled)
         assert products.types == {numerics.DTYPES[precision]}
         gradients[precision] = [p.grad for p in model.parameters() if p.grad is not None]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
     for rounded, exact in zip(gradients["bf16"], gradients["fp32"], strict=True):
         assert rounded.dtype == torch.float32
         assert (rounded - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_step_that_is_given_up_leaves_nothing_behind() -> None:
+    torch.manual_seed(0)
+    model = GPT2(TINY, 100)
+    tokens, targets = torch.randint(0, 100, (2, 2, 32))
+    batch = [MicroBatch(tokens, targets)] * 3
+    gradient = Gradient(model, VocabularySampler(torch.arange(100), 40), "fp32", phase=1, seed=1)
+
+    def gradients() -> list[torch.Tensor]:
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    assert gradient.compute(batch, 0, is_sampled=True) is not None
+    undisturbed = gradients()
+    assert any(bool((g != 0).any()) for g in undisturbed)
+    gradient.forget()
+    answers = iter([True, True, False])
+    assert gradient.compute(batch, 0, is_sampled=True, keep_going=lambda: next(answers)) is None
+    assert all(bool((g == 0).all()) for g in gradients())
+    gradient.warm_up(batch, 0, is_sampled=False)
+    assert all(bool((g == 0).all()) for g in gradients())
+    assert gradient.compute(batch, 0, is_sampled=True) is not None
+    assert all(one.equal(other) for one, other in zip(gradients(), undisturbed, strict=True))
 
 
 class Products(TorchDispatchMode):
@@ -308,7 +320,6 @@ def test_adamw_is_torchs_in_every_bit_also_after_a_restart() -> None:
         optimizer.step(0.5)
         reference.step()
         assert all(ours.equal(other) for ours, other in zip(model.parameters(), theirs, strict=True))
-        assert all(bool((p.grad == 0).all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_directions() -> None:

@@ -6,20 +6,21 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from svitlo.config import HeadConfig, Phase1Config, ReportingConfig, TrainingConfig
-from svitlo.interruption import ProcessRecord, Traces
+from svitlo.appliance.endings import ProcessRecord, Traces
+from svitlo.config import HeadConfig, PretrainingConfig, ReportingConfig, TrainingConfig
 from svitlo.reporting import status as status_module
 from svitlo.reporting.events import EventLog, read_events
 from svitlo.reporting.metrics import MetricsLog, comparable, last_step, read_metrics
+from svitlo.reporting.overview import overview
 from svitlo.reporting.progress import Progress
-from svitlo.reporting.screen import as_json
-from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
-from svitlo.training.checkpoints import TrainingState
+from svitlo.reporting.status import Status, progress_line, read_status, set_health, write_status
 from svitlo.training.loop import PhaseRun
+from svitlo.training.state import TrainingState
+from svitlo.units import duration
 from svitlo.volumes import Volumes
 
 
@@ -113,16 +114,16 @@ def test_after_another_boot_a_training_status_is_not_believed(tmp_path: Path, mo
     volumes = Volumes(tmp_path)
     volumes.set_up()
     write_status(volumes.status, state="training", phase=1, step=7, num_steps=10)
-    assert as_json(volumes)["is_running"] is True
+    assert overview(volumes)["is_running"] is True
     monkeypatch.setattr(status_module, "boot_id", lambda: "another boot")
-    known = as_json(volumes)
+    known = overview(volumes)
     assert known["is_running"] is False
     assert known["state"] != "training"
     assert json.dumps(known)
 
 
 def test_status_of_volumes_where_nothing_ever_ran(tmp_path: Path) -> None:
-    assert as_json(Volumes(tmp_path / "nothing"))["is_running"] is False
+    assert overview(Volumes(tmp_path / "nothing"))["is_running"] is False
 
 
 def test_the_progress_line_has_everything() -> None:
@@ -185,12 +186,11 @@ def test_the_time_left_counts_the_last_steps_for_as_long_as_they_take(tmp_path: 
     """Steps with the whole vocabulary, at the end of the phase, take 2.2 times as long as those before."""
     volumes = Volumes(tmp_path)
     (tmp_path / "logs").mkdir()
-    config = Phase1Config(training=TrainingConfig(max_epochs=1), head=HeadConfig(sampled_fraction=0.8))
+    config = PretrainingConfig(training=TrainingConfig(max_epochs=1), head=HeadConfig(sampled_fraction=0.8))
     state = TrainingState(1, 100, {}, {}, "", "", {}, "")
     progress = Progress(volumes, ReportingConfig(line_every_seconds=1e-9))
-    unused: Any = None
-    run = PhaseRun(state, *[unused] * 6, config, tmp_path, unused, progress, unused)
-    run.train = SimpleNamespace(steps_per_epoch=200)  # type: ignore[assignment]
+    train, unused = SimpleNamespace(steps_per_epoch=200), MagicMock()
+    run = PhaseRun(state, config, unused, unused, unused, train, unused, unused, unused, progress, unused, 2.2)
     seconds = [1.0] * 160 + [2.2] * 40
     try:
         for step, cost in enumerate(seconds):

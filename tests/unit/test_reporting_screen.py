@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from svitlo.phases import PRETRAINING
 from svitlo.reporting import status as status_module
 from svitlo.reporting.events import EventLog
 from svitlo.reporting.metrics import MetricsLog
-from svitlo.reporting.screen import as_json, print_screen
+from svitlo.reporting.overview import SCHEMA, DataOverview, overview
+from svitlo.reporting.screen import print_screen
 from svitlo.reporting.status import STALE_SECONDS, boot_seconds, write_status
 from svitlo.volumes import Volumes
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def evaluated(volumes: Volumes, phase: int, *losses: float) -> None:
 
 
 def screen(volumes: Volumes, capsys: pytest.CaptureFixture[str]) -> str:
-    print_screen(volumes)
+    print_screen(overview(volumes))
     return capsys.readouterr().out
 
 
@@ -61,7 +65,7 @@ def test_while_training(volumes: Volumes, capsys: pytest.CaptureFixture[str]) ->
         "1,480 tokens/s", "1 h 1 min left", "step 490, 41 s old", "812 MB", "resumed at step 12", "run 01234567",
     ):  # fmt: skip
         assert part in text, part
-    assert as_json(volumes)["validation"]["phase1"]["curve"] == [10.8, 6.0, 5.25, 5.5]
+    assert overview(volumes)["phases"][0]["validation"]["losses"] == [10.8, 6.0, 5.25, 5.5]
 
 
 def test_a_trainer_without_a_sign_of_life_is_not_called_running(
@@ -72,13 +76,13 @@ def test_a_trainer_without_a_sign_of_life_is_not_called_running(
         checkpoint_age_seconds=5.0,
     )  # fmt: skip
     later(monkeypatch, STALE_SECONDS - 5)
-    assert as_json(volumes)["state"] == "training"
+    assert overview(volumes)["state"] == "training"
     later(monkeypatch, 3_600)
     text = " ".join(screen(volumes, capsys).replace("│", "").split())
     assert "not running since" in text
     assert "training at step 77 of phase 2: no sign of life for 1 h" in text
     assert "tokens/s" not in text
-    assert as_json(volumes)["checkpoint_age_seconds"] == pytest.approx(3_605, abs=30)
+    assert overview(volumes)["checkpoint"]["age_seconds"] == pytest.approx(3_605, abs=30)
 
 
 @pytest.mark.parametrize("state", ["stopped", "error", "complete"])
@@ -86,15 +90,15 @@ def test_an_end_that_was_announced_stays_true(volumes: Volumes, state: str, monk
     write_status(volumes.status, state=state, message="because")
     later(monkeypatch, 1e6)
     monkeypatch.setattr(status_module, "boot_id", lambda: "another boot")
-    known = as_json(volumes)
+    known = overview(volumes)
     assert (known["state"], known["message"], known["is_running"]) == (state, "because", False)
 
 
 def test_a_status_that_a_power_cut_emptied_does_not_hide_the_run(volumes: Volumes) -> None:
-    volumes.checkpoints(1).mkdir()
-    (volumes.checkpoints(1) / "last_checkpoint.pt").write_bytes(b"weights")
+    volumes.checkpoints(PRETRAINING).mkdir()
+    (volumes.checkpoints(PRETRAINING) / "last_checkpoint.pt").write_bytes(b"weights")
     volumes.status.write_bytes(b"")
-    known = as_json(volumes)
+    known = overview(volumes)
     assert known["state"] == "not running"
     assert "there are checkpoints" in known["message"]
 
@@ -114,8 +118,8 @@ def test_complete(volumes: Volumes, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_diverged_loss_is_still_json(volumes: Volumes) -> None:
     write_status(volumes.status, state="training", loss=float("nan"))
-    known = as_json(volumes)
-    assert known["trainer"]["loss"] is None
+    known = overview(volumes)
+    assert known["trainer"]["status"]["loss"] is None
     json.loads(json.dumps(known, allow_nan=False))
 
 
@@ -130,3 +134,30 @@ def test_nothing_heavy_is_imported(volumes: Volumes) -> None:
     ).stdout
     assert "training" in done
     assert done.splitlines()[-1] == "[]"
+
+
+def test_every_key_of_the_overview_is_documented(volumes: Volumes) -> None:
+    evaluated(volumes, 1, 10.8, 6.0)
+    write_status(volumes.status, state="training", phase=1, step=5, checkpoint_step=4)
+    write_status(volumes.prepare_status, state="preparing", message="phase 1")
+    known = overview(volumes)
+    documented = set(re.findall(r"`([a-z_.]+)`", (ROOT / "docs" / "status.md").read_text()))
+    phase = known["phases"][0]
+    assert known["trainer"] is not None
+    assert known["checkpoint"] is not None
+    assert phase["validation"] is not None
+    parts = [known, known["trainer"], phase, known["checkpoint"]]
+    keys = {key for part in parts for key in part} | {f"validation.{key}" for key in phase["validation"]}
+    keys |= {f"data.{key}" for key in DataOverview.__annotations__}
+    assert keys <= documented
+    assert known["schema"] == SCHEMA == 1
+    assert f"| `schema` | {SCHEMA} |" in (ROOT / "docs" / "status.md").read_text()
+
+
+def test_a_preparation_that_failed_is_not_called_not_started(
+    volumes: Volumes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_status(volumes.prepare_status, state="error", message="data.yaml: phase1.sources: no file fits `*.txt`")
+    known = overview(volumes)
+    assert (known["state"], known["message"]) == ("error", "data.yaml: phase1.sources: no file fits `*.txt`")
+    assert screen(volumes, capsys).count("no file fits") == 1

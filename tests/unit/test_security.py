@@ -20,14 +20,17 @@ import pytest
 import torch
 import yaml
 
-from svitlo.data.shards import TokenStream, load_manifest
+from svitlo.data.shards import TokenStream
 from svitlo.errors import CheckpointError, DataError
-from svitlo.model.export import newest_state
+from svitlo.manifest import load_manifest
 from svitlo.model.generate import answer
+from svitlo.model.weights import newest_state
+from svitlo.phases import PHASES, PRETRAINING
 from svitlo.storage.seal import save_sealed
-from svitlo.training.checkpoints import find_newest, load_checkpoint, position_of
+from svitlo.training.checkpoints import load_checkpoint, position_of
 from svitlo.volumes import Volumes
 from tests.conftest import DATA, ROOT, Job, environment
+from tests.support import Rejections, newest
 
 MODULES = sorted([*(ROOT / "app").rglob("*.py"), *(ROOT / "docker").rglob("*.py")])
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -150,7 +153,7 @@ BOMBS = [bare_pickle, torch_archive, sealed, old_torch_file, torch_script]
 def volumes(tmp_path: Path) -> Volumes:
     volumes = Volumes(tmp_path / "volumes")
     volumes.set_up()
-    for phase in (1, 2):
+    for phase in PHASES:
         volumes.checkpoints(phase).mkdir()
         volumes.data(phase).mkdir()
     return volumes
@@ -168,7 +171,7 @@ def test_a_pickle_bomb_for_a_checkpoint_does_nothing(
     volumes: Volumes, tmp_path: Path, make: Callable[[Bomb], bytes]
 ) -> None:
     crater = tmp_path / "crater"
-    path = volumes.checkpoints(1) / "last_checkpoint.pt"
+    path = volumes.checkpoints(PRETRAINING) / "last_checkpoint.pt"
     path.write_bytes(make(Bomb(crater)))
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
@@ -178,7 +181,7 @@ def test_a_pickle_bomb_for_a_checkpoint_does_nothing(
     with pytest.raises(CheckpointError):
         answer(volumes, "What is water?")
     with pytest.raises(CheckpointError, match="none of them is usable"):
-        find_newest(volumes.checkpoints(1), 1, lambda _: None)
+        newest(volumes.checkpoints(PRETRAINING), Rejections())
     assert not crater.exists()
 
 

@@ -11,17 +11,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from svitlo.config import PHASE_FILES, Phase2Config, load_phase1_config, load_phase2_config
-from svitlo.data.shards import DataNotReady, Manifest, load_manifest, verify_shards
-from svitlo.errors import CheckpointError, ConfigError, SvitloError
-from svitlo.interruption import MOST_DEATHS, Ending, Interrupted, Interruption, ProcessRecord
-from svitlo.reporting.progress import Progress, traces_of_the_last
+from svitlo.appliance.endings import MOST_DEATHS, Ending, ProcessRecord, traces_of_the_last
+from svitlo.config import PhaseConfig, load_phase_config
+from svitlo.errors import AlreadyRunning, ConfigError, SvitloError
+from svitlo.interruption import Interrupted, Interruption
+from svitlo.manifest import DataNotReady, Manifest, load_manifest, verify_shards
+from svitlo.phases import PHASES, PRETRAINING, Phase
+from svitlo.reporting.progress import Progress
 from svitlo.reporting.status import ensure_complete
-from svitlo.storage.files import exclusive_lock, write_json
+from svitlo.storage.files import write_json
+from svitlo.storage.locks import exclusive_lock
+from svitlo.training.checkpoints import find_newest, load_checkpoint
 from svitlo.training.identity import changes_since
 from svitlo.volumes import Volumes
 
 _SECONDS_BETWEEN_LOOKS = 5.0
+
+Configs = dict[Phase, PhaseConfig]
 
 
 class KeepsDying(SvitloError):  # noqa: N818 — reads as what it says
@@ -34,46 +40,45 @@ class Request:
 
     config_dir: Path
     volumes: Volumes
-    phases: tuple[int, ...] = (1, 2)
+    phases: tuple[Phase, ...] = PHASES
     resume: Path | None = None
 
 
 def train(request: Request, interruption: Interruption) -> str:
     """Do everything that is left to do. Returns in one sentence what is finished.
 
-    Raises `SvitloError` for what a person has to mend and `Interrupted` after a signal.
+    Raises `SvitloError` for what a person has to put right and `Interrupted` after a signal.
     """
     volumes = request.volumes
     volumes.require("data")
     volumes.require_writable("checkpoints", "logs", "export")
-    configs: dict[int, Phase2Config] = {
-        1: load_phase1_config(request.config_dir),
-        2: load_phase2_config(request.config_dir),
-    }
+    configs = {phase: load_phase_config(request.config_dir, phase) for phase in PHASES}
     done = completion(volumes, configs)
     if done is not None and request.resume is None:
         ensure_complete(volumes.status, done)
         return done
     with exclusive_lock(volumes.trainer_lock) as is_mine:
         if not is_mine:
-            raise CheckpointError(
-                f"{volumes.trainer_lock}: another trainer works on these volumes. Stop it first, or wait for it"
+            raise AlreadyRunning(
+                f"{volumes.trainer_lock}: another trainer works on these volumes. Stop it, or wait for it"
             )
-        reporting = configs[1].reporting
+        reporting = configs[PRETRAINING].reporting
         traces = traces_of_the_last(volumes)
         progress = Progress(volumes, reporting)
         record = ProcessRecord(volumes.trainer_state, reporting.stop_after_seconds_without_progress)
         ending = record.begin(traces)
-        progress.started(ending)
+        if ending is not None:
+            progress.cut_off(f"the last trainer was ended by {ending.in_words}", ending.deaths)
+        progress.started()
         with _ending_noted(record, progress):
             if ending is not None:
                 _give_up_if_it_keeps_dying(ending, progress)
             for phase in request.phases:
-                _run_phase(request, configs, phase, interruption, progress)
+                _run_phase(request, configs[phase], phase, interruption, progress)
             return _finish(volumes, configs, interruption, progress)
 
 
-def completion(volumes: Volumes, configs: dict[int, Phase2Config]) -> str | None:
+def completion(volumes: Volumes, configs: Configs) -> str | None:
     """What is finished, if everything is: known without importing torch, so that a finished container starts small."""
     try:
         content = json.loads(volumes.completion.read_bytes())
@@ -82,10 +87,10 @@ def completion(volumes: Volumes, configs: dict[int, Phase2Config]) -> str | None
     if not (volumes.model / "model.safetensors").is_file():
         return None
     for phase, config in configs.items():
-        changes = changes_since(content["configurations"][str(phase)], config)
+        changes = changes_since(content["configurations"][str(phase.number)], config)
         if changes:
             raise ConfigError(
-                f"{PHASE_FILES[phase]}: the run in {volumes.root / 'checkpoints'} is complete, and the configuration "
+                f"{phase.config_file}: the run in {volumes.root / 'checkpoints'} is complete, and the configuration "
                 f"has changed since: {'; '.join(changes)}. Take the change back, or begin anew with `make new-run`"
             )
     return str(content["message"])
@@ -126,25 +131,24 @@ def _give_up_if_it_keeps_dying(ending: Ending, progress: Progress) -> None:
 
 
 def _run_phase(
-    request: Request, configs: dict[int, Phase2Config], phase: int, interruption: Interruption, progress: Progress
+    request: Request, config: PhaseConfig, phase: Phase, interruption: Interruption, progress: Progress
 ) -> None:
-    volumes, config = request.volumes, configs[phase]
+    volumes = request.volumes
     manifest = _wait_for_data(volumes, phase, interruption, progress)
     with interruption.at_once():
         verify_shards(volumes.data(phase), manifest)
     # torch only now: a trainer that waits for its data stays small.
-    from svitlo.training import phase as setup
+    from svitlo.training import setup
 
     interruption.check()  # the import takes seconds
     with interruption.at_once():  # nothing to save yet
-        run = setup.prepare_phase(
+        run = setup.set_up_phase(
             volumes=volumes,
             config=config,
-            phase=phase,
             manifest=manifest,
-            resume=request.resume if request.resume and setup.phase_of(request.resume) == phase else None,
+            resume=_resume_from(request, phase),
             interruption=interruption,
-            progress=progress,
+            observer=progress,
         )
     if run is None:
         return
@@ -154,7 +158,14 @@ def _run_phase(
     progress.phase_finished(run.state)
 
 
-def _wait_for_data(volumes: Volumes, phase: int, interruption: Interruption, progress: Progress) -> Manifest:
+def _resume_from(request: Request, phase: Phase) -> Path | None:
+    """The checkpoint file that a person has chosen, if it is one of this phase."""
+    if request.resume is not None and load_checkpoint(request.resume).phase == phase.number:
+        return request.resume
+    return None
+
+
+def _wait_for_data(volumes: Volumes, phase: Phase, interruption: Interruption, progress: Progress) -> Manifest:
     """The manifest of a phase, as soon as it is there."""
     while True:
         try:
@@ -168,27 +179,25 @@ def _wait_for_data(volumes: Volumes, phase: int, interruption: Interruption, pro
             return manifest
 
 
-def _finish(volumes: Volumes, configs: dict[int, Phase2Config], interruption: Interruption, progress: Progress) -> str:
-    """Export the model, and note that the run is complete once both phases are."""
+def _finish(volumes: Volumes, configs: Configs, interruption: Interruption, progress: Progress) -> str:
+    """Export the model, and note that the run is complete once all phases are."""
     from svitlo.model.export import export_model
 
     interruption.check()
     progress.exporting()
     with interruption.at_once():
         export_model(volumes)
-    from svitlo.training.phase import finished_phases
-
-    finished = finished_phases(volumes)
+    finished = [phase for phase in PHASES if _is_finished(volumes, phase)]
     message = f"training is complete; the model is in {volumes.model}"
-    if finished == (1, 2):
-        write_json(
-            volumes.completion,
-            {
-                "configurations": {str(phase): config.identity() for phase, config in configs.items()},
-                "message": message,
-            },
-        )
+    if len(finished) == len(PHASES):
+        configurations = {str(phase.number): config.identity() for phase, config in configs.items()}
+        write_json(volumes.completion, {"configurations": configurations, "message": message})
     else:
-        message = f"phase {' and '.join(map(str, finished))} finished; the model so far is in {volumes.model}"
+        message = f"{' and '.join(map(str, finished))} finished; the model so far is in {volumes.model}"
     progress.complete(message)
     return message
+
+
+def _is_finished(volumes: Volumes, phase: Phase) -> bool:
+    state = find_newest(volumes.checkpoints(phase), phase)
+    return state is not None and bool(state.finished)

@@ -8,21 +8,24 @@ again alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from svitlo.config import ConversationData, PhaseData, Source, TextData
+from svitlo.config import PhaseData, Source
 from svitlo.data.digestset import DigestSet
 from svitlo.data.instructions import Outcome
 from svitlo.data.journal import Journal, Progress
+from svitlo.data.plan import plan_for
 from svitlo.data.report import Reporter
 from svitlo.data.sanity import FEWEST_WORDS
-from svitlo.data.shards import FORMAT, MANIFEST, SPLITS, Manifest, ShardFile, file_problem, load_manifest
 from svitlo.data.sources import Documents
 from svitlo.data.tokenizer import NAME, VOCAB_SIZE
-from svitlo.data.workers import Task, Workers, is_validation
+from svitlo.data.workers import Workers
 from svitlo.data.writing import SplitWriter
 from svitlo.errors import DataError
+from svitlo.manifest import FORMAT, MANIFEST, SPLITS, Manifest, ShardFile, file_problem, load_manifest
+from svitlo.phases import Phase
 from svitlo.storage.files import digest_of, write_json
 
 Place = tuple[int, int, int]
@@ -38,7 +41,7 @@ class PhaseBuild:
 
     def __init__(
         self,
-        phase: int,
+        phase: Phase,
         data: PhaseData,
         folder: Path,
         documents: list[Documents],
@@ -53,14 +56,7 @@ class PhaseBuild:
         self._journal = journal
         self._workers = workers
         self._reporter = reporter
-        self._max_tokens = data.max_tokens if isinstance(data, TextData) else None
-        if isinstance(data, TextData):
-            self._shard_size = data.shard_tokens
-            self._task = Task(1, data.validation_fraction, min_document_words=data.min_document_words)
-        else:
-            assert isinstance(data, ConversationData)
-            self._shard_size = data.shard_conversations
-            self._task = Task(2, data.validation_fraction, window=data.sequence_length)
+        self._plan = plan_for(phase, data)
 
     # --- all shards ---
 
@@ -70,11 +66,10 @@ class PhaseBuild:
             return
         digests = DigestSet(self._journal.digests(progress))
         writers = {
-            split: SplitWriter(
+            split: self._plan.writer(
                 self._folder,
-                self._phase,
                 split,
-                self._shard_size,
+                self._plan.shard_size,
                 progress.shards[split],
                 progress.pending[split],
                 progress.begins[split],
@@ -98,16 +93,16 @@ class PhaseBuild:
         for number, source in enumerate(self._data.sources):
             if source.max_documents is not None and progress.sources[number].documents >= source.max_documents:
                 full.add(number)
-        outcomes = self._workers.outcomes(self._task, self._stream(progress.position, full))
+        outcomes = self._workers.outcomes(self._plan.task, self._stream(progress.position, full))
         for count, (place, outcome) in enumerate(outcomes):
             if place[0] in full:
                 continue
-            split = self._split(outcome)
+            split = self._plan.task.split_of(outcome)
             num_tokens = len(outcome.tokens) // 2
             is_train = outcome.dropped is None and split == "train"
-            if self._max_tokens is not None and is_train and train_tokens + num_tokens > self._max_tokens:
+            if self._plan.max_tokens is not None and is_train and train_tokens + num_tokens > self._plan.max_tokens:
                 self._reporter.say(
-                    f"phase {self._phase}: stopped at `max_tokens` ({self._max_tokens:,}) in source "
+                    f"{self._phase}: stopped at `max_tokens` ({self._plan.max_tokens:,}) in source "
                     f"{self._data.sources[place[0]].name}; what follows is not read"
                 )
                 break
@@ -134,7 +129,7 @@ class PhaseBuild:
             return False
         if outcome.changed is not None:
             counts.changed[outcome.changed] = counts.changed.get(outcome.changed, 0) + 1
-        split = progress.splits[self._split(outcome)]
+        split = progress.splits[self._plan.task.split_of(outcome)]
         num_tokens = len(outcome.tokens) // 2
         for part in (counts, split):
             part.documents += 1
@@ -143,9 +138,6 @@ class PhaseBuild:
         split.reply_tokens += outcome.mask.count(1)
         begin = {"source": place[0], "unit": place[1], "number": place[2], "kept": kept, "offset": 0}
         return writer.add(outcome.tokens, outcome.mask, begin)
-
-    def _split(self, outcome: Outcome) -> str:
-        return "validation" if is_validation(outcome.split_digest, self._data.validation_fraction) else "train"
 
     def _stream(self, start: Place, full: set[int]) -> Iterator[tuple[Place, Any]]:
         """The raw documents from `start` on, each with its place; sources that are `full` are left early."""
@@ -161,8 +153,8 @@ class PhaseBuild:
     def _fraction(self, progress: Progress, source: int) -> float:
         sources = len(self._documents)
         fraction = (source + self._documents[source].fraction_read) / sources if sources else 1.0
-        if self._max_tokens is not None:
-            fraction = max(fraction, progress.splits["train"].tokens / self._max_tokens)
+        if self._plan.max_tokens is not None:
+            fraction = max(fraction, progress.splits["train"].tokens / self._plan.max_tokens)
         return fraction
 
     # --- checks of the whole ---
@@ -183,13 +175,13 @@ class PhaseBuild:
                     dropped[reason] = dropped.get(reason, 0) + number
             origins = "; ".join(map(_origin, self._data.sources, self._documents))
             raise DataError(
-                f"phase {self._phase}: almost empty: {used:,} documents with {total:,} words in all, at least "
+                f"{self._phase}: almost empty: {used:,} documents with {total:,} words in all, at least "
                 f"{FEWEST_WORDS} are needed ({origins}; dropped: {_reasons(dropped)})"
             )
         for split in SPLITS:
             if progress.splits[split].documents == 0:
                 raise DataError(
-                    f"data.yaml: phase{self._phase}.validation_fraction = {self._data.validation_fraction:g}: none of "
+                    f"data.yaml: {self._phase.name}.validation_fraction = {self._data.validation_fraction:g}: none of "
                     f"the {used:,} documents falls into {split}. Choose a "
                     f"{'larger' if split == 'validation' else 'smaller'} fraction or give more text"
                 )
@@ -201,14 +193,17 @@ class PhaseBuild:
         shard = progress.shards[split][number]
         begin = shard["begin"]
         digests = DigestSet(self._journal.digests(progress, begin["kept"]))
-        size = shard["tokens"] if self._phase == 1 else shard["sequences"]
         made: list[dict[str, Any]] = [{"tokens": 0}] * number  # only their count matters: it numbers the file
-        writer = SplitWriter(self._folder, self._phase, split, size, made)
-        task = Task(**{**vars(self._task), "only_split": split})
+        writer = self._plan.writer(self._folder, split, shard[self._plan.writer.size_key], made)
+        task = replace(self._plan.task, only_split=split)
         stream = self._stream((begin["source"], begin["unit"], begin["number"]), set())
         skip = begin["offset"]
         for place, outcome in self._workers.outcomes(task, stream):
-            if outcome.dropped is not None or not digests.add(outcome.digest) or self._split(outcome) != split:
+            if (
+                outcome.dropped is not None
+                or not digests.add(outcome.digest)
+                or self._plan.task.split_of(outcome) != split
+            ):
                 continue
             place_begin = {**begin, "source": place[0], "unit": place[1], "number": place[2]}
             if writer.add(outcome.tokens[2 * skip :], outcome.mask, place_begin):
@@ -234,19 +229,19 @@ def damaged_shards(folder: Path, shards: dict[str, list[dict[str, Any]]]) -> lis
 
 
 def write_manifest(
-    folder: Path, phase: int, data: PhaseData, key: str, tokenizer_sha256: str, progress: Progress
+    folder: Path, phase: Phase, data: PhaseData, key: str, tokenizer_sha256: str, progress: Progress
 ) -> Manifest:
     """The last file of a phase: from now on its data is ready."""
     splits = {}
     for split in SPLITS:
         counts = vars(progress.splits[split]).copy()
-        if phase == 1:
+        if not phase.is_chat:
             del counts["reply_tokens"]
         shards = [{name: value for name, value in shard.items() if name != "begin"} for shard in progress.shards[split]]
         splits[split] = {**counts, "shards": shards}
     content = {
         "format": FORMAT,
-        "phase": phase,
+        "phase": phase.number,
         "configuration": data.model_dump(mode="json"),
         "configuration_digest": key,
         "tokenizer": {"name": NAME, "sha256": tokenizer_sha256, "vocab_size": VOCAB_SIZE},

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svitlo.data.digestset import DigestSet
-from svitlo.data.shards import MANIFEST, SPLITS, ShardFile, file_problem
 from svitlo.data.writing import Begin, Pending, SplitWriter, write_array, write_bytes
+from svitlo.manifest import MANIFEST, SPLITS, ShardFile, file_problem
 from svitlo.storage.files import (
     TEMPORARY_SUFFIX,
     digest_of,

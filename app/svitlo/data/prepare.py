@@ -6,23 +6,20 @@ Killed at any moment and started again, it ends with the same bytes.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from svitlo.config import DATA_FILE, UNPINNED, DataConfig, PhaseData, load_data_config
 from svitlo.data.journal import Journal
 from svitlo.data.report import Reporter
-from svitlo.data.shards import SPLITS, DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.data.tokenizer import tokenizer_sha256
-from svitlo.errors import DataError, SvitloError, VolumeError
-from svitlo.interruption import Interrupted
-from svitlo.storage.files import digest_of, exclusive_lock, make_folder
+from svitlo.errors import AlreadyRunning, DataError
+from svitlo.interruption import Interrupted, Interruption
+from svitlo.manifest import SPLITS, DataNotReady, Manifest, load_manifest, verify_shards
+from svitlo.phases import PHASES, Phase
+from svitlo.storage.files import digest_of, make_folder
+from svitlo.storage.locks import exclusive_lock
+from svitlo.storage.space import explained
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -32,55 +29,40 @@ RECIPE = 1
 """Raised whenever the same sources and configuration give other tokens, so that old data is made again."""
 
 
-class PreparationRunning(SvitloError):  # noqa: N818 — the family's names say what is the matter
-    """Another process is preparing data on these volumes."""
-
-    is_permanent = False
-
-
-def prepare(config_dir: Path, volumes: Volumes) -> str:
+def prepare(config_dir: Path, volumes: Volumes, interruption: Interruption) -> str:
     """Make sure that both phases' data is prepared. Returns what there is, in one sentence.
 
-    Raises `ConfigError`, `DataError`, `VolumeError`, and `Interrupted` on SIGTERM and SIGINT.
+    Raises `ConfigError`, `DataError`, `VolumeError`, `AlreadyRunning`, and `Interrupted` after a signal: at once, also
+    in the middle of a long download, because every file that was written is whole.
     """
     config = load_data_config(config_dir)
     volumes.require_writable("data", "logs", *(["cache"] if _uses_hub(config) else []))
-    if any(source.files for phase in _phases(config).values() for source in phase.sources):
+    if any(source.files for phase in PHASES for source in config.of(phase).sources):
         volumes.require("raw")
     reporter = Reporter(volumes.prepare_status)
-    with _stop_on_signals(), exclusive_lock(volumes.prepare_lock) as is_ours:
+    with interruption.at_once(), exclusive_lock(volumes.prepare_lock) as is_ours:
         if not is_ours:
-            raise PreparationRunning(f"{volumes.prepare_lock}: another process is preparing data on these volumes")
+            raise AlreadyRunning(f"{volumes.prepare_lock}: another process prepares data on these volumes. Wait for it")
         try:
-            message = _prepare_phases(config, config_dir, volumes, reporter)
-        except _StopRequested as stop:
-            reporter.status("stopped", f"stopped by {Interrupted(stop.number)}; the next start goes on from here")
+            with explained(volumes.root / "data", "What is prepared stays, and `svitlo prepare` goes on from here"):
+                message = _prepare_phases(config, config_dir, volumes, reporter)
+        except Interrupted as interrupted:
+            reporter.status("stopped", f"stopped by {interrupted}; the next start goes on from here")
             raise
-        except SvitloError as error:
-            reporter.status("stopped", str(error))
-            raise
-        except OSError as error:
-            explained = _explain(error, volumes)
-            reporter.status("stopped", str(explained))
-            raise explained from error
         reporter.status("complete", message)
     return message
 
 
-def _phases(config: DataConfig) -> dict[int, PhaseData]:
-    return {1: config.phase1, 2: config.phase2}
-
-
 def _uses_hub(config: DataConfig) -> bool:
-    return any(source.hub for phase in _phases(config).values() for source in phase.sources)
+    return any(source.hub for phase in PHASES for source in config.of(phase).sources)
 
 
 def _prepare_phases(config: DataConfig, config_dir: Path, volumes: Volumes, reporter: Reporter) -> str:
     manifests = []
     workers: Workers | None = None
     try:
-        for phase, data in _phases(config).items():
-            preparation = _Preparation(phase, data, volumes, reporter)
+        for phase in PHASES:
+            preparation = _Preparation(phase, config.of(phase), volumes, reporter)
             manifest = preparation.complete()
             if manifest is None:
                 if workers is None:
@@ -96,7 +78,7 @@ def _prepare_phases(config: DataConfig, config_dir: Path, volumes: Volumes, repo
         if workers is not None:
             workers.close()
     parts = [
-        f"phase {manifest.phase}: {manifest.num_tokens('train'):,} training tokens and "
+        f"{manifest.phase}: {manifest.num_tokens('train'):,} training tokens and "
         f"{manifest.num_tokens('validation'):,} for validation"
         for manifest in manifests
     ]
@@ -116,7 +98,7 @@ def _warn_about_little_data(manifest: Manifest, config_dir: Path, reporter: Repo
 class _Preparation:
     """One phase's data: is it complete, and what has to be done where it is not."""
 
-    def __init__(self, phase: int, data: PhaseData, volumes: Volumes, reporter: Reporter) -> None:
+    def __init__(self, phase: Phase, data: PhaseData, volumes: Volumes, reporter: Reporter) -> None:
         self._phase = phase
         self._data = data
         self._volumes = volumes
@@ -154,7 +136,7 @@ class _Preparation:
             self._reporter.say(f"warning: {error}")
             return None
         self._reporter.say(
-            f"phase {self._phase}: already prepared and unchanged: {manifest.num_tokens('train'):,} training tokens, "
+            f"{self._phase}: already prepared and unchanged: {manifest.num_tokens('train'):,} training tokens, "
             f"data identity {manifest.digest[:12]}"
         )
         return manifest
@@ -207,7 +189,7 @@ class _Preparation:
                 damaged = damaged_shards(self._folder, progress.shards)
                 self._announce_resumption(progress, len(damaged))
                 for split, number, problem in damaged:
-                    self._reporter.say(f"warning: phase {self._phase}: {problem}; making this shard again")
+                    self._reporter.say(f"warning: {self._phase}: {problem}; making this shard again")
                     build.make_again(progress, split, number)
             except ShardChanged:
                 self._begin_anew("a damaged shard did not come out as it was")
@@ -233,51 +215,10 @@ class _Preparation:
         num_shards = sum(map(len, progress.shards.values()))
         documents = sum(counts.documents for counts in progress.splits.values())
         self._reporter.say(
-            f"phase {self._phase}: {num_shards - num_damaged} of {num_shards} shards are good"
+            f"{self._phase}: {num_shards - num_damaged} of {num_shards} shards are good"
             + ("" if progress.is_finished else f"; going on after {documents:,} documents")
         )
 
     def _begin_anew(self, why: str) -> None:
-        self._reporter.say(f"phase {self._phase}: preparing everything anew, because {why}")
+        self._reporter.say(f"{self._phase}: preparing everything anew, because {why}")
         self._journal.clear()
-
-
-class _StopRequested(BaseException):
-    """Not an `Exception`: libraries catch those, and would carry on."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Raise `Interrupted` at once on SIGTERM and SIGINT, also inside a long download; every file written is whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise _StopRequested(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except _StopRequested as request:
-        raise Interrupted(request.number) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _explain(error: OSError, volumes: Volumes) -> SvitloError:
-    """An error of the file system as one that says what to do."""
-    where = error.filename or volumes.root / "data"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return VolumeError(
-            f"{where}: no space is left on this disk. What is prepared stays; free some space, and `svitlo prepare` "
-            f"goes on from here"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return VolumeError(f"{where}: {error.strerror}. Give the folder to user and group that run this (PUID, PGID)")
-    return VolumeError(f"{where}: {error.strerror or error}. Is the disk in order?")

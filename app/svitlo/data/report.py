@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from svitlo.data.shards import Manifest
-from svitlo.storage.files import write_json
+from svitlo.manifest import SPLITS, Manifest
+from svitlo.phases import Phase
+from svitlo.reporting.status import write_status
+from svitlo.units import duration
 
 LINE_EVERY_SECONDS = 5.0
 STATUS_EVERY_SECONDS = 2.0
@@ -30,7 +30,7 @@ class Reporter:
         self._is_terminal = self._output.isatty()
         self._bar: Any = None
         self._bar_task: Any = None
-        self._phase: int | None = None
+        self._phase: Phase | None = None
         self._documents = 0
         self._tokens = 0
         self._tokens_at_start = 0
@@ -48,7 +48,7 @@ class Reporter:
         else:
             print(message, file=self._output, flush=True)
 
-    def begin(self, phase: int, documents: int, tokens: int, fraction: float = 0.0) -> None:
+    def begin(self, phase: Phase, documents: int, tokens: int, fraction: float = 0.0) -> None:
         """A phase begins, or goes on at so many documents and tokens."""
         now = self._clock()
         self._phase, self._documents, self._tokens = phase, documents, tokens
@@ -57,7 +57,7 @@ class Reporter:
         self._next_line, self._next_status, self._next_bar = now + LINE_EVERY_SECONDS, now, now
         if self._is_terminal:
             self._start_bar()
-        self.status("preparing", f"phase {phase}: reading and tokenising")
+        self.status("preparing", f"{phase}: reading and tokenising")
 
     def advance(self, documents: int, tokens: int, fraction: float) -> None:
         """So far: documents and tokens kept, and the share (0 to 1) of the sources that was read."""
@@ -86,39 +86,40 @@ class Reporter:
             self._bar = None
 
     def status(self, state: str, message: str) -> None:
-        """Write `data-prep.json`: `state` is preparing, complete or stopped."""
+        """Write `data-prep.json`: `state` is preparing, complete, stopped or error."""
         is_complete = state == "complete"
-        with contextlib.suppress(OSError):
-            write_json(
-                self._status_path,
-                {
-                    "state": state,
-                    "phase": self._phase,
-                    "documents": self._documents_complete if is_complete else self._documents,
-                    "tokens": self._tokens_complete if is_complete else self._tokens,
-                    "tokens_per_second": 0 if is_complete else round(self._rate()),
-                    "message": message,
-                    "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-                fsync=False,
-            )
+        write_status(
+            self._status_path,
+            state=state,
+            message=message,
+            phase=None if self._phase is None else self._phase.number,
+            documents=self._documents_complete if is_complete else self._documents,
+            tokens=self._tokens_complete if is_complete else self._tokens,
+            tokens_per_second=None if is_complete else round(self._rate()),
+            seconds_left=None if is_complete else self._seconds_left(),
+        )
 
     def _rate(self) -> float:
         seconds = self._clock() - self._started
         return (self._tokens - self._tokens_at_start) / seconds if seconds > 0 else 0.0
 
     def _line(self) -> str:
-        seconds = self._clock() - self._started
         parts = [
-            f"phase {self._phase}: {self._documents:,} documents",
+            f"{self._phase}: {self._documents:,} documents",
             f"{self._tokens:,} tokens",
             f"{self._rate():,.0f} tokens/s",
             f"{self._fraction:.0%}",
         ]
-        done = self._fraction - self._fraction_at_start
-        if done > 0.01 and seconds > 1:
-            parts.append(f"{_duration(seconds * (1 - self._fraction) / done)} left")
+        left = self._seconds_left()
+        if left is not None:
+            parts.append(f"{duration(left)} left")
         return ", ".join(parts)
+
+    def _seconds_left(self) -> float | None:
+        """At the rate so far; None where it is too early to tell."""
+        seconds = self._clock() - self._started
+        done = self._fraction - self._fraction_at_start
+        return seconds * (1 - self._fraction) / done if done > 0.01 and seconds > 1 else None
 
     def _start_bar(self) -> None:
         from rich.console import Console
@@ -130,7 +131,7 @@ class Reporter:
             console=Console(file=self._output),
             transient=True,
         )
-        self._bar_task = self._bar.add_task(f"phase {self._phase}", total=1.0)
+        self._bar_task = self._bar.add_task(str(self._phase), total=1.0)
         self._bar.start()
 
     # --- the result ---
@@ -147,8 +148,8 @@ class Reporter:
         from rich.console import Console
         from rich.table import Table
 
-        noun = "conversations" if manifest.phase == 2 else "documents"
-        table = Table(title=f"phase {manifest.phase}, data identity {manifest.digest[:12]}", title_justify="left")
+        noun = manifest.phase.unit
+        table = Table(title=f"{manifest.phase}, data identity {manifest.digest[:12]}", title_justify="left")
         table.add_column("source")
         for heading in (noun, "words", "tokens"):
             table.add_column(heading, justify="right")
@@ -160,7 +161,7 @@ class Reporter:
                 "\n".join(notes) or "nothing",
             )  # fmt: skip
         table.add_section()
-        for split in ("train", "validation"):
+        for split in SPLITS:
             counts = manifest.content["splits"][split]
             replies = f"{counts['reply_tokens']:,} tokens in replies" if "reply_tokens" in counts else ""
             table.add_row(
@@ -172,20 +173,20 @@ class Reporter:
 
 def summary_lines(manifest: Manifest) -> list[str]:
     """The report as plain lines."""
-    noun = "conversations" if manifest.phase == 2 else "documents"
+    noun = manifest.phase.unit
     lines = []
     for source in manifest.sources:
         line = (
-            f"phase {manifest.phase}, {source['name']}: {source['documents']:,} {noun}, {source['words']:,} words, "
+            f"{manifest.phase}, {source['name']}: {source['documents']:,} {noun}, {source['words']:,} words, "
             f"{source['tokens']:,} tokens; dropped: {', '.join(_counts(source['dropped'])) or 'nothing'}"
         )
         if source["changed"]:
             line += f"; shortened: {', '.join(_counts(source['changed']))}"
         lines.append(line)
-    for split in ("train", "validation"):
+    for split in SPLITS:
         counts = manifest.content["splits"][split]
         line = (
-            f"phase {manifest.phase}, {split}: {counts['documents']:,} {noun}, {counts['words']:,} words, "
+            f"{manifest.phase}, {split}: {counts['documents']:,} {noun}, {counts['words']:,} words, "
             f"{counts['tokens']:,} tokens in {_shards(counts)}"
         )
         if "reply_tokens" in counts:
@@ -201,10 +202,3 @@ def _counts(counted: dict[str, int]) -> list[str]:
 def _shards(counts: dict[str, Any]) -> str:
     number = len(counts["shards"])
     return "1 shard" if number == 1 else f"{number} shards"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

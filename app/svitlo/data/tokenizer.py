@@ -18,6 +18,8 @@ from svitlo.errors import SvitloError
 NAME = "gpt2"
 VOCAB_SIZE = 50257
 END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_TOKEN = VOCAB_SIZE - 1
+"""Ends each document of plain text and each reply of a conversation."""
 
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 """How GPT-2 splits text before merging; possessive, so that nothing is tried twice."""
@@ -82,7 +84,7 @@ class Tokenizer:
             NAME,
             pat_str=_WORDS,
             mergeable_ranks=_read_ranks(path or tokenizer_path()),
-            special_tokens={END_OF_TEXT: VOCAB_SIZE - 1},
+            special_tokens={END_OF_TEXT: END_OF_TEXT_TOKEN},
         )
 
     def encode(self, text: str) -> list[int]:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from svitlo.data.cleaning import clean_text, normalized
-from svitlo.data.formats import Raw, Text
-from svitlo.data.instructions import Outcome, conversation, digest, dropped
+from svitlo.data.formats import Raw
+from svitlo.data.instructions import Outcome
 from svitlo.data.sanity import size_of
-from svitlo.data.tokenizer import Tokenizer, pack
+from svitlo.data.tasks import Task
+from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import SvitloError
 
 BATCH_CHARACTERS = 500_000
@@ -32,8 +30,6 @@ CHARACTERS_BEFORE_WORKERS = 3_000_000
 MOST_WORKERS = 4
 """More would wait for the one process that reads, and each holds about 150 MB."""
 
-_HAS_LETTER = re.compile(r"[^\W\d_]")
-_END_OF_TEXT = pack([50256])
 _cgroup_limit = Path("/sys/fs/cgroup/cpu.max")
 
 Tagged = TypeVar("Tagged")
@@ -45,55 +41,9 @@ class WorkerDied(SvitloError):  # noqa: N818
     is_permanent = False
 
 
-@dataclass(frozen=True)
-class Task:
-    """How raw documents are worked on."""
-
-    phase: int
-    validation_fraction: float
-    min_document_words: int = 1
-    window: int = 0
-    only_split: str | None = None
-    """Tokenise only documents of this split (phase 1), because the others are on disk already."""
-
-
-def is_validation(split_digest: int, fraction: float) -> bool:
-    """Whether the document belongs to the part that is held back: decided by its hash alone."""
-    return split_digest < int(fraction * 2**64)
-
-
 def process(task: Task, batch: list[Raw], tokenizer: Tokenizer) -> list[Outcome]:
     """What becomes of each raw document."""
-    if task.phase == 2:
-        return [conversation(raw, tokenizer, task.window) for raw in batch]
-    return [document(task, raw, tokenizer) for raw in batch if isinstance(raw, Text)]
-
-
-def clean_document(raw: Text) -> str:
-    """A document of phase 1: its title as first line, then its text; empty where there is no text."""
-    title, body = clean_text(raw.title), clean_text(raw.body)
-    return f"{title}\n{body}" if title and body else body
-
-
-def document(task: Task, raw: Text, tokenizer: Tokenizer) -> Outcome:
-    """What becomes of a document of phase 1."""
-    text = clean_document(raw)
-    if not text:
-        return dropped("empty")
-    content = normalized(text)
-    words = content.count(" ") + 1
-    if words < task.min_document_words:
-        return dropped(f"fewer than {task.min_document_words} words")
-    if not _HAS_LETTER.search(text):
-        return dropped("no letters")
-    identity = digest(content)
-    outcome = Outcome(None, identity, identity, words)
-    return outcome._replace(tokens=tokenizer.pack(text) + _END_OF_TEXT) if _is_wanted(task, outcome) else outcome
-
-
-def _is_wanted(task: Task, outcome: Outcome) -> bool:
-    split = "validation" if is_validation(outcome.split_digest, task.validation_fraction) else "train"
-    return task.only_split in (None, split)
+    return [task.outcome(raw, tokenizer) for raw in batch]
 
 
 class Workers:

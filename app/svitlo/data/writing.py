@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from svitlo.data.shards import ShardFile
+from svitlo.manifest import ShardFile
 from svitlo.storage.files import sha256_of, write_durably
 
 
@@ -52,22 +53,23 @@ Begin = dict[str, int]
 `offset` in tokens within it."""
 
 
-class SplitWriter:
+class SplitWriter(ABC):
     """Collects one split's tokens and writes a shard whenever one is full."""
+
+    size_key: ClassVar[str]
+    """The key of a shard's entry in the manifest that tells its size."""
 
     def __init__(
         self,
         folder: Path,
-        phase: int,
         split: str,
         shard_size: int,
         shards: list[dict[str, Any]],
         pending: Pending | None = None,
         begin: Begin | None = None,
     ) -> None:
-        """`shard_size`: tokens (phase 1) or conversations (phase 2). `shards`: entries of those on disk, added to."""
+        """`shard_size`: what fills a shard. `shards`: entries of those on disk, added to."""
         self._folder = folder
-        self._phase = phase
         self._split = split
         self._shard_size = shard_size
         self.shards = shards
@@ -80,63 +82,99 @@ class SplitWriter:
         """Tokens on disk and collected."""
         return sum(int(shard["tokens"]) for shard in self.shards) + self.pending.num_tokens
 
+    @abstractmethod
     def add(self, tokens: bytes, mask: bytes, begin: Begin) -> bool:
         """Take a document or conversation whose place is `begin`. Returns whether a shard was written."""
+
+    @abstractmethod
+    def _arrays(self, num_tokens: int) -> dict[str, Any]:
+        """The arrays of the next shard by the endings of their files."""
+
+    def finish(self) -> None:
+        """Write what is collected as the last, shorter shard."""
+        if self.pending.num_tokens:
+            self._write(self.pending.num_tokens)
+
+    def _write(self, num_tokens: int) -> None:
+        """Write the first `num_tokens` that are collected as the next shard."""
+        assert self.begin is not None
+        name = f"{self._split}-{len(self.shards):05d}"
+        files = [
+            write_array(self._folder / f"{name}{ending}.npy", array)
+            for ending, array in self._arrays(num_tokens).items()
+        ]
+        self.shards.append(
+            {
+                "files": [{"name": file.name, "sha256": file.sha256, "bytes": file.num_bytes} for file in files],
+                "tokens": num_tokens,
+                "begin": self.begin,
+                **self._forget(num_tokens),
+            }
+        )
+        self.begin = None
+
+    def _forget(self, num_tokens: int) -> dict[str, Any]:
+        """Drop what was written. Returns what else the shard's entry says."""
+        del self.pending.tokens[: 2 * num_tokens]
+        return {}
+
+
+class TextWriter(SplitWriter):
+    """Plain text: shards of a fixed number of tokens, cut anywhere, also within a document."""
+
+    size_key = "tokens"
+
+    def add(self, tokens: bytes, mask: bytes, begin: Begin) -> bool:
         pending = self.pending
         if self.begin is None:
             self.begin = begin
         pending.tokens += tokens
-        if self._phase == 2:
-            pending.mask += mask
-            pending.lengths.append(len(mask))
-            if len(pending.lengths) < self._shard_size:
-                return False
-            self._write(len(pending.mask), len(pending.lengths))
-            return True
         has_written = False
         while pending.num_tokens >= self._shard_size:
-            self._write(self._shard_size, 0)
+            self._write(self._shard_size)
             has_written = True
             if pending.tokens:
                 self.begin = {**begin, "offset": begin["offset"] + len(tokens) // 2 - pending.num_tokens}
         return has_written
 
-    def finish(self) -> None:
-        """Write what is collected as the last, shorter shard."""
-        if self.pending.num_tokens:
-            self._write(self.pending.num_tokens, len(self.pending.lengths))
+    def _arrays(self, num_tokens: int) -> dict[str, Any]:
+        return {"": _tokens(self.pending, num_tokens)}
 
-    def _write(self, num_tokens: int, num_sequences: int) -> None:
-        assert self.begin is not None
-        files = write_shard(self._folder, self._phase, self._split, len(self.shards), self.pending, num_tokens)
-        entry: dict[str, Any] = {
-            "files": [{"name": file.name, "sha256": file.sha256, "bytes": file.num_bytes} for file in files],
-            "tokens": num_tokens,
-            "begin": self.begin,
+
+class ConversationWriter(SplitWriter):
+    """Conversations: shards of a fixed number of whole ones, with their masks and offsets."""
+
+    size_key = "sequences"
+
+    def add(self, tokens: bytes, mask: bytes, begin: Begin) -> bool:
+        pending = self.pending
+        if self.begin is None:
+            self.begin = begin
+        pending.tokens += tokens
+        pending.mask += mask
+        pending.lengths.append(len(mask))
+        if len(pending.lengths) < self._shard_size:
+            return False
+        self._write(len(pending.mask))
+        return True
+
+    def _arrays(self, num_tokens: int) -> dict[str, Any]:
+        import numpy as np
+
+        return {
+            ".tokens": _tokens(self.pending, num_tokens),
+            ".mask": np.frombuffer(bytes(self.pending.mask), dtype=np.uint8),
+            ".offsets": np.concatenate([[0], np.cumsum(self.pending.lengths)]).astype("<i8"),
         }
-        if self._phase == 2:
-            entry["sequences"] = num_sequences
-        self.shards.append(entry)
-        del self.pending.tokens[: 2 * num_tokens]
-        del self.pending.mask[:num_tokens]
-        del self.pending.lengths[:num_sequences]
-        self.begin = None
+
+    def _forget(self, num_tokens: int) -> dict[str, Any]:
+        num_sequences = len(self.pending.lengths)
+        self.pending.mask.clear()
+        self.pending.lengths.clear()
+        return {**super()._forget(num_tokens), "sequences": num_sequences}
 
 
-def write_shard(
-    folder: Path, phase: int, split: str, number: int, pending: Pending, num_tokens: int
-) -> list[ShardFile]:
-    """Write the first `num_tokens` collected tokens (phase 2: all of them) as shard `number`."""
+def _tokens(pending: Pending, num_tokens: int) -> Any:
     import numpy as np
 
-    name = f"{split}-{number:05d}"
-    tokens = np.frombuffer(bytes(pending.tokens[: 2 * num_tokens]), dtype="<u2")
-    if phase == 1:
-        return [write_array(folder / f"{name}.npy", tokens)]
-    mask = np.frombuffer(bytes(pending.mask), dtype=np.uint8)
-    offsets = np.concatenate([[0], np.cumsum(pending.lengths)]).astype("<i8")
-    return [
-        write_array(folder / f"{name}.tokens.npy", tokens),
-        write_array(folder / f"{name}.mask.npy", mask),
-        write_array(folder / f"{name}.offsets.npy", offsets),
-    ]
+    return np.frombuffer(bytes(pending.tokens[: 2 * num_tokens]), dtype="<u2")

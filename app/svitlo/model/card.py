@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from svitlo.reporting.metrics import read_metrics
-from svitlo.reporting.status import duration
+import yaml
 
-PHASE_TITLES = {1: "Phase 1: plain text", 2: "Phase 2: instructions"}
+from svitlo.phases import PHASES, Phase, phase_numbered
+from svitlo.reporting.metrics import read_metrics
+from svitlo.units import duration
+
 LICENCES = {
     "wikimedia/wikipedia": "CC BY-SA",
     "rajpurkar/squad": "CC BY-SA",
@@ -31,10 +33,10 @@ def write_card(folder: Path, record: dict[str, Any], has_curve: bool) -> None:
 
 def card_text(record: dict[str, Any], has_curve: bool) -> str:
     """The model card as Markdown, from a training record."""
-    phase, model = record["phase"], record["model"]
+    phase, model = phase_numbered(record["phase"]), record["model"]
     parts = [_front_matter(), "# A language model trained from scratch by Svitlo\n", _introduction(record)]
     if not record["is_finished"]:
-        parts.append(f"Training was **not finished** at this export (phase {phase}, step {record['step']:,}).\n")
+        parts.append(f"Training was **not finished** at this export ({phase}, step {record['step']:,}).\n")
     parts += ["## Use\n", _usage(phase, model["positions"])]
     parts += ["## Results\n", _results(record)]
     if has_curve:
@@ -62,21 +64,22 @@ def write_loss_curve(metrics: Path, target: Path, last_phase: int) -> bool:
 Points = list[tuple[int, float]]
 
 
-def _curves(metrics: Path, last_phase: int) -> dict[int, tuple[Points, Points]]:
+def _curves(metrics: Path, last_phase: int) -> dict[Phase, tuple[Points, Points]]:
     """Per phase: (step, training loss) and (step, validation loss); what is not a finite number is left out."""
-    curves: dict[int, tuple[Points, Points]] = {}
+    curves: dict[Phase, tuple[Points, Points]] = {phase: ([], []) for phase in PHASES if phase.number <= last_phase}
+    by_number = {phase.number: points for phase, points in curves.items()}
     for record in read_metrics(metrics):
-        phase = record.get("phase")
         is_step = record["kind"] == "step"
         value = record.get("loss" if is_step else "validation_loss")
-        if phase not in PHASE_TITLES or phase > last_phase or record["kind"] not in ("step", "evaluation"):
+        points = by_number.get(record.get("phase", 0))
+        if points is None or record["kind"] not in ("step", "evaluation"):
             continue
         if isinstance(value, (int, float)) and math.isfinite(value):
-            curves.setdefault(phase, ([], []))[0 if is_step else 1].append((record["step"], value))
-    return dict(sorted(curves.items()))
+            points[0 if is_step else 1].append((record["step"], value))
+    return {phase: points for phase, points in curves.items() if any(points)}
 
 
-def _draw(curves: dict[int, tuple[Points, Points]], target: Path) -> None:
+def _draw(curves: dict[Phase, tuple[Points, Points]], target: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -92,13 +95,17 @@ def _draw(curves: dict[int, tuple[Points, Points]], target: Path) -> None:
             _plot(axes, validation, "validation", "validation", 1.5, marker="o", markersize=3.5)
             step, best = min(validation, key=lambda point: point[1])
             axes.annotate(f"{best:.3f}", (step, best), (-4, 7), textcoords="offset points", ha="center", fontsize=8)
-        axes.set_title(PHASE_TITLES[phase])
+        axes.set_title(_title(phase))
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats per token")
         axes.margins(y=0.12)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(target, format="png")
+
+
+def _title(phase: Phase) -> str:
+    return f"Phase {phase.number}: {phase.title}"
 
 
 def _plot(axes: Any, points: Points, colour: str, label: str, width: float, **style: Any) -> None:
@@ -117,15 +124,19 @@ def _smooth(points: Points) -> Points:
 
 
 def _front_matter() -> str:
-    return "\n".join(
-        ["---", "library_name: transformers", "pipeline_tag: text-generation", "language: en", "license: other",
-         "tags: [gpt2, svitlo]", "---", ""]
-    )  # fmt: skip
+    header = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "language": "en",
+        "license": "other",
+        "tags": ["gpt2", "svitlo"],
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
 
 
 def _introduction(record: dict[str, Any]) -> str:
-    model, phase = record["model"], record["phase"]
-    learnt = "plain text and then instructions" if phase == 2 else "plain text"
+    model = record["model"]
+    learnt = " and then ".join(phase.title for phase in PHASES[: record["phase"]])
     return (
         f"A GPT-2 of {record['parameters']:,} parameters ({model['layers']} layers, {model['width']} wide, "
         f"{model['heads']} heads, a window of {model['positions']} tokens, a vocabulary of {record['vocab_size']:,}), "
@@ -133,7 +144,7 @@ def _introduction(record: dict[str, Any]) -> str:
     )
 
 
-def _usage(phase: int, positions: int) -> str:
+def _usage(phase: Phase, positions: int) -> str:
     opening = [
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -142,7 +153,7 @@ def _usage(phase: int, positions: int) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         "model = AutoModelForCausalLM.from_pretrained(folder)",
     ]
-    if phase == 2:
+    if phase.is_chat:
         lines = [
             *opening,
             'messages = [{"role": "user", "content": "What is water?"}]',
@@ -174,12 +185,13 @@ def _results(record: dict[str, Any]) -> str:
         best_step = phase["best_validation_step"]
         steps = f"{phase['steps']:,}" + (f" ({best_step:,})" if best_step is not None else "")
         lines.append(
-            f"| {PHASE_TITLES[int(number)]} | {_number(first)} → {_number(best)} | {_perplexity(first)} → "
+            f"| {_title(phase_numbered(int(number)))} | {_number(first)} → {_number(best)} | {_perplexity(first)} → "
             f"{_perplexity(best)} | {steps} | {phase['tokens_seen']:,} | {duration(phase['training_seconds'])} |"
         )
     ends = [f"Phase {number}: {phase['finished']}." for number, phase in record["phases"].items() if phase["finished"]]
     explanation = (
-        "Losses are nats per token; in phase 2 only the tokens of replies count, so the two phases cannot be compared. "
+        "Losses are nats per token. In conversations only the tokens of replies count, so the two phases cannot be "
+        "compared. "
         "Kept are the weights of the evaluation with the lowest validation loss, or of the last one where the "
         "configuration says so (`keep_weights: last`)."
     )
@@ -200,7 +212,7 @@ def _data(record: dict[str, Any]) -> str:
         data = phase["data"]
         counts = ""
         if "train" in data:
-            kind = "documents" if number == "1" else "conversations"
+            kind = phase_numbered(int(number)).unit
             train, validation = data["train"], data["validation"]
             counts = (
                 f": {train['tokens']:,} tokens in {train['documents']:,} {kind} for training, "
@@ -245,21 +257,11 @@ def _training(record: dict[str, Any]) -> str:
     lines = ["Everything below, and more, is in `training_record.json`.", ""]
     for number, phase in record["phases"].items():
         numerics = ", ".join(f"{key} {value}" for key, value in phase["numerics"].items())
-        lines += [f"### {PHASE_TITLES[int(number)]}", "", f"Numerics: {numerics}.", "", "```yaml"]
-        lines += [*_yaml(phase["configuration"]), "```", ""]
+        lines += [f"### {_title(phase_numbered(int(number)))}", "", f"Numerics: {numerics}.", "", "```yaml"]
+        lines += [yaml.safe_dump(phase["configuration"], sort_keys=False).rstrip(), "```", ""]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines.append(f"Run `{record['run_id']}`. {versions}.")
     return "\n".join(lines) + "\n"
-
-
-def _yaml(values: dict[str, Any], indent: str = "") -> list[str]:
-    lines: list[str] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}:", *_yaml(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {json.dumps(value)}")
-    return lines
 
 
 def _number(loss: float | None) -> str:

@@ -21,12 +21,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from svitlo.data.tokenizer import END_OF_TEXT, END_OF_TEXT_TOKEN
 from svitlo.errors import CheckpointError, SvitloError, VolumeError
+from svitlo.model.weights import best_state, model_from
+from svitlo.phases import PHASES, phase_numbered
 from svitlo.reporting.events import print_line
-from svitlo.reporting.status import file_size
-from svitlo.storage.files import exclusive_lock, fsync_tree, make_folder, replace_folder
+from svitlo.storage.files import fsync_tree, make_folder, replace_folder
+from svitlo.storage.locks import exclusive_lock
+from svitlo.storage.space import reason_of, remedy_for
 from svitlo.storage.sums import write_sums
-from svitlo.training.checkpoints import BEST, LAST, TrainingState, load_checkpoint
+from svitlo.training.checkpoints import find_newest
+from svitlo.training.state import TrainingState
+from svitlo.units import file_size
 from svitlo.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -38,10 +44,6 @@ PAD = "<|pad|>"
 TOLERANCE = 1e-5
 """The exported model's logits are those of the checkpoint to this much."""
 _SECONDS_TO_WAIT_FOR_ANOTHER_EXPORT = 300.0
-
-
-class NoModelYet(CheckpointError):  # noqa: N818 — reads as what it says
-    """Nothing was trained yet, so there is nothing to export or to ask."""
 
 
 def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) -> Path:
@@ -68,70 +70,15 @@ def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) ->
         except Exception as error:
             if not (isinstance(error, OSError) or type(error).__name__ == "SafetensorError"):
                 raise
-            reason = getattr(error, "strerror", None) or str(error)
             raise VolumeError(
-                f"{partial.parent}: the model cannot be written ({reason}; {_free(partial.parent)} free). Make room or "
-                f"mend the folder, then run `svitlo export` again"
+                f"{partial.parent}: the model cannot be written ({reason_of(error)}). "
+                f"{remedy_for(error, partial.parent)}. Then run `svitlo export` again"
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in volumes.model.iterdir())
     say(f"model exported to {volumes.model} ({file_size(size)}; phase {state.phase}, step {state.global_step:,})")
     return volumes.model
-
-
-def best_state(volumes: Volumes) -> tuple[TrainingState, TrainingState]:
-    """The state with the lowest validation loss of the highest phase, and that phase's newest state.
-
-    Only reads: unlike the trainer's own search it sets nothing aside. Raises `NoModelYet` and `CheckpointError`.
-    """
-    last = newest_state(volumes)
-    if last.best_step in (-1, last.global_step):
-        return last, last
-    folder = volumes.checkpoints(last.phase)
-    for path in (folder / BEST, *folder.glob("checkpoint-*.pt")):
-        with contextlib.suppress(CheckpointError):
-            state = load_checkpoint(path, last.phase)
-            if state.global_step == last.best_step and state.run_id == last.run_id:
-                return state, last
-    return last, last
-
-
-def newest_state(volumes: Volumes) -> TrainingState:
-    """The newest usable state of the highest phase that was begun. Only reads.
-
-    Raises `NoModelYet`, and `CheckpointError` where checkpoints exist and none is usable.
-    """
-    problem: CheckpointError | None = None
-    for phase in (2, 1):
-        folder = volumes.checkpoints(phase)
-        try:
-            return load_checkpoint(folder / LAST, phase)
-        except CheckpointError as error:
-            usable = []
-            for path in (folder / BEST, *folder.glob("checkpoint-*.pt")):
-                with contextlib.suppress(CheckpointError):
-                    usable.append(load_checkpoint(path, phase))
-            if usable:
-                return max(usable, key=lambda state: state.global_step)
-            if folder.is_dir() and any(folder.glob("*.pt*")):
-                problem = problem or error
-    if problem is not None:
-        raise problem
-    raise NoModelYet(
-        f"{volumes.root}: nothing was trained yet. Training saves its first checkpoint within a minute of its start; "
-        f"`svitlo status` shows where it is"
-    )
-
-
-def model_from(state: TrainingState) -> GPT2:
-    """The model with the weights of a checkpoint, ready to be asked."""
-    from svitlo.config import ModelConfig
-    from svitlo.training.model import GPT2
-
-    model = GPT2(ModelConfig(**state.model), state.vocab_size, weights=state.model_state_dict)
-    model.eval()
-    return model
 
 
 def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingState) -> None:
@@ -157,17 +104,15 @@ def hugging_face_model(state: TrainingState) -> GPT2LMHeadModel:
     """The weights of a checkpoint in the class that everybody opens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from svitlo.model.generate import END_OF_TEXT
-
     config = GPT2Config(
         vocab_size=state.vocab_size,
         n_positions=state.model["positions"],
         n_embd=state.model["width"],
         n_layer=state.model["layers"],
         n_head=state.model["heads"],
-        bos_token_id=END_OF_TEXT,
-        eos_token_id=END_OF_TEXT,
-        pad_token_id=state.vocab_size - 1 if state.vocab_size > END_OF_TEXT + 1 else None,
+        bos_token_id=END_OF_TEXT_TOKEN,
+        eos_token_id=END_OF_TEXT_TOKEN,
+        pad_token_id=state.vocab_size - 1 if phase_numbered(state.phase).is_chat else None,
     )
     model = GPT2LMHeadModel(config)
     model.load_state_dict(state.model_state_dict)
@@ -177,17 +122,17 @@ def hugging_face_model(state: TrainingState) -> GPT2LMHeadModel:
 def _write_weights(state: TrainingState, folder: Path) -> None:
     from transformers import GenerationConfig
 
-    from svitlo.model.generate import END_OF_TEXT, REPETITION_PENALTY
+    from svitlo.training.sampling import REPETITION_PENALTY
 
-    has_padding = state.vocab_size > END_OF_TEXT + 1
+    is_chat = phase_numbered(state.phase).is_chat
     model = hugging_face_model(state)
     model.generation_config = GenerationConfig(
-        bos_token_id=END_OF_TEXT,
-        eos_token_id=END_OF_TEXT,
-        pad_token_id=state.vocab_size - 1 if has_padding else END_OF_TEXT,
+        bos_token_id=END_OF_TEXT_TOKEN,
+        eos_token_id=END_OF_TEXT_TOKEN,
+        pad_token_id=state.vocab_size - 1 if is_chat else END_OF_TEXT_TOKEN,
         do_sample=False,
         # It counts the prompt too, and an answer is often made of words of the question: only for plain text.
-        repetition_penalty=1.0 if has_padding else REPETITION_PENALTY,
+        repetition_penalty=1.0 if is_chat else REPETITION_PENALTY,
         # Positions end at the window: more tokens than fit beside a prompt would be an error inside torch.
         max_new_tokens=state.model["positions"] // 2,
     )
@@ -195,26 +140,27 @@ def _write_weights(state: TrainingState, folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path, state: TrainingState) -> None:
-    """The tokenizer with what surrounds it: special tokens and, for phase 2, the conversation format."""
+    """The tokenizer with what surrounds it: special tokens and, where the model replies, the conversation format."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from svitlo.data.conversations import CHAT_TEMPLATE
-    from svitlo.data.tokenizer import END_OF_TEXT, tokenizer_path
+    from svitlo.data.tokenizer import tokenizer_path
 
+    is_chat = phase_numbered(state.phase).is_chat
     bpe = tokenizers.Tokenizer.from_file(str(tokenizer_path()))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         unk_token=END_OF_TEXT,
-        # Phase 1 has no token for padding: the end of text stands in, as everywhere with GPT-2.
-        pad_token=PAD if state.phase == 2 else END_OF_TEXT,
+        # Pre-training has no token for padding: the end of text stands in, as everywhere with GPT-2.
+        pad_token=PAD if is_chat else END_OF_TEXT,
         padding_side="left",
         model_max_length=state.model["positions"],
         clean_up_tokenization_spaces=False,
     )
-    if state.phase == 2:
+    if is_chat:
         tokenizer.chat_template = CHAT_TEMPLATE
     assert len(tokenizer) == state.vocab_size, (len(tokenizer), state.vocab_size)
     tokenizer.save_pretrained(folder)
@@ -247,11 +193,13 @@ def training_record(volumes: Volumes, state: TrainingState, last: TrainingState,
     """Everything that went into the model, as JSON values: `training_record.json`."""
     from svitlo.model.record import phase_record, versions
 
-    phases = {str(last.phase): phase_record(volumes, last)}
-    if last.phase == 2:
+    phases = {}
+    for phase in PHASES[: last.phase - 1]:
         with contextlib.suppress(CheckpointError):
-            before = load_checkpoint(volumes.checkpoints(1) / LAST, 1)
-            phases = {"1": phase_record(volumes, before), **phases}
+            before = find_newest(volumes.checkpoints(phase), phase)
+            if before is not None:
+                phases[str(phase.number)] = phase_record(volumes, before)
+    phases[str(last.phase)] = phase_record(volumes, last)
     return {
         "format": 1,
         "run_id": state.run_id,
@@ -281,10 +229,3 @@ def _only_export(volumes: Volumes) -> Iterator[None]:
                 f"{volumes.model.parent}: another export has been at work for 5 minutes. End it, try again"
             )
         time.sleep(0.5)
-
-
-def _free(folder: Path) -> str:
-    try:
-        return file_size(shutil.disk_usage(folder).free)
-    except OSError:
-        return "unknown space"

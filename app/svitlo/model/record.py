@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import platform
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from svitlo import __version__
-from svitlo.data.shards import SPLITS, Manifest, load_manifest
 from svitlo.errors import SvitloError
+from svitlo.manifest import SPLITS, Manifest, load_manifest
+from svitlo.phases import phase_numbered
 from svitlo.reporting.metrics import read_metrics
+from svitlo.training.state import TrainingState
 from svitlo.volumes import Volumes
-
-if TYPE_CHECKING:
-    from svitlo.training.checkpoints import TrainingState
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -72,7 +71,7 @@ def _data_record(volumes: Volumes, last: TrainingState) -> dict[str, Any]:
 
 def _manifest(volumes: Volumes, last: TrainingState) -> Manifest | None:
     with contextlib.suppress(SvitloError):
-        manifest = load_manifest(volumes.data(last.phase))
+        manifest = load_manifest(volumes.data(phase_numbered(last.phase)))
         if manifest.digest == last.data_digest:
             return manifest
     return None

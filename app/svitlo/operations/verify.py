@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from svitlo.data.shards import SPLITS, DataNotReady, file_problem, load_manifest
 from svitlo.errors import DataError, SvitloError
+from svitlo.manifest import MANIFEST, SPLITS, DataNotReady, file_problem, load_manifest
+from svitlo.phases import PHASES
 from svitlo.reporting.events import print_line
 from svitlo.storage.sums import read_sums, sum_problem
 from svitlo.training.checkpoints import load_checkpoint
@@ -23,28 +24,29 @@ def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) 
         problems += problem is not None
         say(f"{path.relative_to(volumes.root)}: {problem or 'good'}")
 
-    for phase in (1, 2):
+    for phase in PHASES:
         folder = volumes.data(phase)
         try:
             manifest = load_manifest(folder)
         except DataNotReady:
-            say(f"data of phase {phase}: not prepared (yet)")
+            say(f"data of {phase}: not prepared (yet)")
             continue
         except DataError as error:
-            report(folder / "manifest.json", str(error))
+            report(folder / MANIFEST, str(error))
             continue
         for split in SPLITS:
             for shard in manifest.shards(split):
                 for file in shard.files:
                     report(folder / file.name, file_problem(folder, file) or None)
-    for path in sorted((volumes.root / "checkpoints").glob("phase*/*.pt")):
-        try:
-            load_checkpoint(path, int(path.parent.name[-1]))
-        except SvitloError as error:
-            if path.exists():  # and was not just removed by a trainer, as older ones are
-                report(path, str(error))
-        else:
-            report(path, None)
+    for phase in PHASES:
+        for path in sorted(volumes.checkpoints(phase).glob("*.pt")):
+            try:
+                load_checkpoint(path, phase)
+            except SvitloError as error:
+                if path.exists():  # and was not just removed by a trainer, as older ones are
+                    report(path, str(error))
+            else:
+                report(path, None)
     if volumes.model.is_dir():
         try:
             for name, expected in read_sums(volumes.model).items():

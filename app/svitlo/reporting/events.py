@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from svitlo.reporting.lines import read_json_lines
+from svitlo.reporting.jsonlines import read_json_lines
 from svitlo.storage.files import append_line
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from svitlo.reporting.lines import parse_json_line, read_json_lines
+from svitlo.reporting.jsonlines import parse_json_line, read_json_lines
 from svitlo.storage.files import fsync_file, open_for_append, truncate_durably, write_durably
 
 _TAIL_BYTES = 1 << 18

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from svitlo.config import ReportingConfig
-from svitlo.interruption import Ending, Traces
+from svitlo.phases import Phase
 from svitlo.reporting.events import EventLog, now_as_text, print_line
-from svitlo.reporting.metrics import MetricsLog, last_step, read_metrics
-from svitlo.reporting.status import Status, duration, progress_line, read_status, set_health, write_status
+from svitlo.reporting.metrics import MetricsLog, read_metrics
+from svitlo.reporting.observer import Observer, RunState
+from svitlo.reporting.status import WAITING_FOR_DATA, Status, progress_line, set_health, write_status
+from svitlo.storage.space import reason_of, remedy_for
+from svitlo.units import duration
 from svitlo.volumes import Volumes
-
-if TYPE_CHECKING:
-    from svitlo.training.checkpoints import Rejected, TrainingState
 
 _RECENT_STEPS = 50
 """Speed and time left are averages over so many steps."""
@@ -28,23 +28,7 @@ _STATUS_EVERY_SECONDS = 20.0
 """The status is written at least so often, or it would be taken for that of a dead process."""
 
 
-def traces_of_the_last(volumes: Volumes) -> Traces:
-    """What the trainer before this one left behind. To be read before this one reports anything."""
-    status = read_status(volumes.status)
-    phase, step = last_step(volumes.metrics)
-    if status is None:
-        return Traces(phase, step)
-    return Traces(
-        phase=phase,
-        step=step,
-        was_waiting=status.state == "waiting for data",
-        seconds_silent=status.age_seconds,
-        memory_bytes=status.memory_bytes,
-        oom_kills=status.oom_kills if status.age_seconds is not None else None,
-    )
-
-
-class Progress:
+class Progress(Observer):
     """Lines for the log, `status.json`, `metrics.jsonl`, `events.jsonl`, the health file and the watchdog."""
 
     def __init__(self, volumes: Volumes, config: ReportingConfig) -> None:
@@ -57,21 +41,18 @@ class Progress:
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
         self._printed_at = -math.inf
         self._written_at = -math.inf
-        self._waiting_for = 0
+        self._waiting_for: Phase | None = None
         self._saved_at: float | None = None
         self._status: dict[str, Any] = {"state": "starting"}
-        self.checkpoint_step = -1
-        """The step of the newest checkpoint of the phase at work; -1 where there is none."""
 
     # --- the life of the process -------------------------------------------------------------------------------------
 
-    def started(self, ending: Ending | None) -> None:
-        """The process has begun; `ending` is what ended the last one, if nothing orderly did."""
-        if ending is not None:
-            in_a_row = f" ({ending.deaths} times in a row {ending.place})" if ending.deaths > 1 else ""
-            self._events.record(
-                "cut off", f"the last trainer was ended by {ending.cause}{in_a_row}", deaths=ending.deaths
-            )
+    def cut_off(self, message: str, deaths: int) -> None:
+        """The last trainer did not end in an orderly way."""
+        self._events.record("cut off", message, deaths=deaths)
+
+    def started(self) -> None:
+        """The process has begun."""
         self._events.record("started", "trainer started")
         self._write(state="starting")
         set_health(True, "starting")
@@ -87,21 +68,21 @@ class Progress:
         if time.monotonic() - self._written_at > _STATUS_EVERY_SECONDS:
             self._write()
 
-    def waiting_for_data(self, phase: int) -> None:
+    def waiting_for_data(self, phase: Phase) -> None:
         """There is no manifest yet."""
         self.alive()
-        message = f"waiting for the data of phase {phase}"
-        self._write(state="waiting for data", message=message, phase=phase)
+        message = f"waiting for the data of {phase}"
+        self._write(state=WAITING_FOR_DATA, message=message, phase=phase.number)
         if self._waiting_for != phase:
             self._waiting_for = phase
             set_health(True, message)
-            self._events.record("waiting", message, phase=phase)
+            self._events.record("waiting", message, phase=phase.number)
 
-    def data_found(self, phase: int) -> None:
+    def data_found(self, phase: Phase) -> None:
         """The data of a phase is there: whoever dies from here on did not die of waiting."""
-        self._waiting_for = 0
+        self._waiting_for = None
         self._status = {}  # the step shown so far is that of the phase before
-        self._write(state="starting", phase=phase)
+        self._write(state="starting", phase=phase.number)
         set_health(True, "starting")
 
     def stopped(self, reason: str) -> None:
@@ -132,11 +113,9 @@ class Progress:
 
     # --- a phase -----------------------------------------------------------------------------------------------------
 
-    def began(self, state: TrainingState, num_steps: int, num_parameters: int) -> None:
-        """A phase starts from step 0."""
+    def began(self, state: RunState, origin: str, num_steps: int, num_parameters: int) -> None:
         self._metrics.truncate_after(state.phase, -1)
         self._enter(state)
-        origin = "random weights" if state.phase == 1 else "the best weights of phase 1"
         self._events.record(
             "began",
             f"phase {state.phase} begins with {origin}: {num_parameters:,} parameters, {num_steps:,} steps, "
@@ -148,7 +127,7 @@ class Progress:
             numerics=state.numerics,
         )
 
-    def resumed(self, state: TrainingState, num_steps: int, steps_per_epoch: int) -> None:
+    def resumed(self, state: RunState, num_steps: int, steps_per_epoch: int) -> None:
         """A phase goes on from a checkpoint. What the metrics hold beyond it is work that is done again."""
         repeated = [
             record
@@ -159,7 +138,6 @@ class Progress:
         num_repeated = "1 step" if len(repeated) == 1 else f"{len(repeated):,} steps"
         self._metrics.truncate_after(state.phase, state.global_step, state.last_evaluated_step)
         self._enter(state)
-        self.checkpoint_step = state.global_step
         self._saved_at = time.monotonic()
         epoch = state.global_step // max(1, steps_per_epoch) + 1
         self._events.record(
@@ -178,17 +156,13 @@ class Progress:
             "numerics changed", f"from here on the bits differ from those of the machine the run began on: {changes}"
         )
 
-    def fell_back(self, rejected: Rejected) -> None:
-        """A checkpoint could not be used and the next newest takes its place."""
+    def fell_back(self, path: Path, reason: str) -> None:
         self._events.record(
-            "fell back",
-            f"{rejected.path} could not be used and was set aside: {rejected.reason}",
-            path=str(rejected.path),
-            reason=rejected.reason,
+            "fell back", f"{path} could not be used and was set aside: {reason}", path=str(path), reason=reason
         )
 
     def step(
-        self, state: TrainingState, learning_rate: float, gradient_norm: float, num_tokens: int, seconds: float
+        self, state: RunState, learning_rate: float, gradient_norm: float, num_tokens: int, seconds: float
     ) -> None:
         """An optimizer step is done; `num_tokens` counts all positions that were computed."""
         self.alive()
@@ -210,7 +184,7 @@ class Progress:
         )
         self._status.update(loss=state.loss, learning_rate=learning_rate)
 
-    def update(self, state: TrainingState, num_steps: int, max_epochs: int, work_left: Callable[[int], float]) -> None:
+    def update(self, state: RunState, num_steps: int, max_epochs: int, work_left: Callable[[int], float]) -> None:
         """Print the progress line and write the status, when it is time to.
 
         `work_left` gives what a step and all after it cost, in any unit: not all steps take equally long.
@@ -237,12 +211,12 @@ class Progress:
         set_health(True, f"training, phase {state.phase}")
         print_line(progress_line(Status(**self._status)))
 
-    def evaluating(self, state: TrainingState) -> None:
+    def evaluating(self, state: RunState) -> None:
         """An evaluation begins."""
         self._write(state="evaluating", phase=state.phase, step=state.global_step)
 
     def evaluated(
-        self, state: TrainingState, loss: float, is_best: bool, verdict: str, samples: list[tuple[str, str]]
+        self, state: RunState, loss: float, is_best: bool, verdict: str, samples: list[tuple[str, str]]
     ) -> None:
         """An evaluation is done."""
         self.alive()
@@ -273,7 +247,7 @@ class Progress:
             print_line(f'  "{prompt}" → {" ".join(completion.split())}')
         self._status.update(validation_loss=loss, best_loss=state.best_loss)
 
-    def phase_finished(self, state: TrainingState) -> None:
+    def phase_finished(self, state: RunState) -> None:
         """A phase is over and saved."""
         best = "" if state.best_loss is None else f"; hands on step {state.best_step:,}, loss {state.best_loss:.4f}"
         self._events.record(
@@ -286,10 +260,9 @@ class Progress:
         """Bring the metrics to the disk, before the checkpoint that relies on them."""
         self._metrics.make_durable()
 
-    def saved(self, state: TrainingState, seconds: float) -> None:
+    def saved(self, state: RunState, seconds: float) -> None:
         """A checkpoint is on disk."""
         self.alive()
-        self.checkpoint_step = state.global_step
         self._saved_at = time.monotonic()
         self._quiet_events.record(
             "saved",
@@ -300,12 +273,10 @@ class Progress:
         )
         self._status.update(checkpoint_step=state.global_step, checkpoint_time=now_as_text(), checkpoint_problem="")
 
-    def save_failed(self, state: TrainingState, error: BaseException) -> None:
+    def save_failed(self, state: RunState, error: BaseException) -> None:
         """A checkpoint could not be written; the older one is untouched and training goes on."""
-        reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]
-        folder = self._volumes.root / "checkpoints"
-        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        remedy = f"Make room in {folder}" if is_full else f"Is the disk in order that holds {folder}?"
+        reason = reason_of(error)
+        remedy = remedy_for(error, self._volumes.root / "checkpoints")
         self._events.record(
             "save failed",
             f"step {state.global_step:,} of phase {state.phase} could not be saved ({reason}). The last good "
@@ -318,10 +289,10 @@ class Progress:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _enter(self, state: TrainingState) -> None:
+    def _enter(self, state: RunState) -> None:
         """A phase is at work: what is shown belongs to it."""
         self._recent.clear()
-        self.checkpoint_step, self._saved_at = -1, None
+        self._saved_at = None
         self._status = {"state": "starting", "phase": state.phase, "run_id": state.run_id}
         if state.best_loss is not None:
             self._status["best_loss"] = state.best_loss
@@ -337,7 +308,7 @@ class Progress:
         write_status(self._volumes.status, **self._status)
 
 
-def _numerics_in_words(state: TrainingState) -> str:
+def _numerics_in_words(state: RunState) -> str:
     numerics = state.numerics
     threads = "1 thread" if numerics["threads"] == 1 else f"{numerics['threads']} threads"
     return f"{numerics['precision']}, {threads}, {numerics['instruction_set']}"

@@ -1,6 +1,7 @@
-"""`logs/status.json`: what the trainer is doing now, written every few seconds; and the health file for Docker.
+"""What a service is doing now: `logs/status.json` (the trainer), `logs/data-prep.json`, and the health file for Docker.
 
-The file is replaced atomically but not fsynced: after a power cut an old one is as good as none.
+Both services write the same fields, every few seconds. A file is replaced atomically but not fsynced: after a power cut
+an old one is as good as none.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 from svitlo.machine import boot_id, boot_seconds, oom_kills
 from svitlo.reporting.events import now_as_text
 from svitlo.storage.files import write_durably, write_json
+from svitlo.units import duration, file_size
 
-RUNNING_STATES = ("waiting for data", "starting", "training", "evaluating", "saving", "exporting")
-"""A trainer in one of these writes its status at least every `STALE_SECONDS`; otherwise it no longer runs."""
+WAITING_FOR_DATA = "waiting for data"
+RUNNING_STATES = (WAITING_FOR_DATA, "starting", "preparing", "training", "evaluating", "exporting")
+"""A service in one of these writes its status at least every `STALE_SECONDS`; otherwise it no longer runs."""
 FINAL_STATES = ("complete", "stopped", "error")
 STATES = RUNNING_STATES + FINAL_STATES
 STALE_SECONDS = 120.0
@@ -29,7 +32,7 @@ HEALTH_FILE = "SVITLO_HEALTH_FILE"
 
 @dataclass(frozen=True)
 class Status:
-    """What the trainer last said about itself. What is not known (yet) is None."""
+    """What a service last said about itself. What is not known (yet), or not its business, is None."""
 
     state: str
     """One of `STATES`."""
@@ -53,6 +56,10 @@ class Status:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     """In this phase, at the present speed."""
+    documents: int | None = None
+    """Data preparation: documents and conversations that it has kept."""
+    tokens: int | None = None
+    """Data preparation: tokens in them."""
     checkpoint_age_seconds: float | None = None
     """When the status was written."""
     checkpoint_time: str | None = None
@@ -60,7 +67,7 @@ class Status:
     checkpoint_problem: str = ""
     """Why the last attempt to save failed; empty when it succeeded."""
     memory_bytes: int | None = None
-    """Resident memory of the trainer."""
+    """Resident memory of the process."""
     oom_kills: int | None = None
     """Processes that the kernel has killed for want of memory: if it is more later, that may be how this one ended."""
     run_id: str | None = None
@@ -81,7 +88,7 @@ class Status:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a trainer in a running state wrote this recently enough to be still there."""
+        """Whether a service in a running state wrote this recently enough to be still there."""
         age = self.age_seconds
         return self.state in RUNNING_STATES and age is not None and age <= STALE_SECONDS
 
@@ -156,25 +163,3 @@ def progress_line(status: Status) -> str:
     if status.state != "training" or not parts:
         parts.insert(0, status.state)
     return " | ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A time span in its two largest units: "41 s", "12 min 5 s", "3 h 12 min", "2 d 4 h". Never negative."""
-    total = max(0, round(seconds))
-    for (unit, length), (smaller, smaller_length) in ((DAY, HOUR), (HOUR, MINUTE), (MINUTE, SECOND)):
-        if total >= length:
-            rest = total % length // smaller_length
-            return f"{total // length} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{total} s"
-
-
-DAY, HOUR, MINUTE, SECOND = ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)
-
-
-def file_size(num_bytes: float) -> str:
-    """Bytes for people: "812 MB", "1.4 GB" (powers of ten)."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            value = num_bytes / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
-    return f"{num_bytes:,.0f} bytes"

@@ -272,17 +272,3 @@ def digest_of(value: Any) -> str:
     """The SHA-256, in hex, of a JSON-like value: the same for equal values, whatever the order of their keys."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[bool]:
-    """Hold an advisory lock for the duration; yields False where another process has it. Gone with the process."""
-    import fcntl
-
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

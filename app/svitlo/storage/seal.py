@@ -23,8 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import torch
-
 from svitlo.storage.files import begin_fsync
 
 _BLOCK = 4 << 20
@@ -41,6 +39,8 @@ def save_sealed(value: Any, file: BinaryIO, label: str = "-") -> None:
 
     Raises `OSError` where the file cannot take it, which torch alone hides.
     """
+    import torch  # whoever only reads a label does without
+
     with ThreadPoolExecutor(_THREADS) as pool:
         writer = _SealingWriter(file, pool, label)
         computes_crc = torch.serialization.get_crc32_options()

@@ -1,129 +1,49 @@
-"""The training state on disk: saved by one function, found again after anything.
+"""Checkpoints on disk: the only search for the newest and the best, after anything.
 
 A phase's folder holds `last_checkpoint.pt` (always complete), older generations `checkpoint-<step>.pt`, and
 `best_checkpoint.pt` (the state whose validation loss is lowest). All of them are the same kind of file, readable with
-`torch.load(path, weights_only=True)`, and any of them can be resumed from.
+`torch.load(path, weights_only=True)`, and any of them can be resumed from. `saving.py` writes them.
+
+torch is imported when a file is loaded, not before: who only asks for positions does without.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import pickle
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from svitlo.errors import CheckpointError, VolumeError
-from svitlo.storage.files import (
-    link_durably,
-    make_folder,
-    remove,
-    remove_temporaries,
-    rename_durably,
-    write_durably,
-    write_json,
-)
-from svitlo.storage.seal import check_seal, label_of, save_sealed
+from svitlo.errors import CheckpointError
+from svitlo.phases import Phase
+from svitlo.storage.files import link_durably, make_folder, remove_temporaries, rename_durably, write_json
+from svitlo.storage.seal import check_seal, label_of
+from svitlo.training.state import TrainingState
 
 LAST = "last_checkpoint.pt"
 BEST = "best_checkpoint.pt"
+GENERATIONS = "checkpoint-*.pt"
 BROKEN_SUFFIX = ".broken"
-_GENERATIONS = "checkpoint-*.pt"
+
+OnRejected = Callable[[Path, str], object]
+"""Told of each file that looked like a checkpoint and could not be used: path and reason."""
 
 
-@dataclass
-class TrainingState:
-    """Everything that must survive a power cut. All else is a pure function of configuration, seed and step."""
-
-    phase: int
-    vocab_size: int
-    model: dict[str, Any]
-    """The model's shape: the fields of `ModelConfig`."""
-    configuration: dict[str, Any]
-    """What decides about the result: `Phase2Config.identity()`."""
-    configuration_digest: str
-    data_digest: str
-    numerics: dict[str, Any]
-    """Threads, precision and instruction set that the bits depend on."""
-    run_id: str
-    epoch: int = 0
-    global_step: int = 0
-    """Finished optimizer steps in this phase."""
-    model_state_dict: dict[str, Any] = field(default_factory=dict)
-    optimizer_state_dict: dict[str, Any] = field(default_factory=dict)
-    loss: float = 0.0
-    """Training loss of the last step, nats per token."""
-    tokens_seen: int = 0
-    """Tokens with loss that the model has been trained on in this phase."""
-    last_evaluated_step: int = -1
-    best_loss: float | None = None
-    """Lowest validation loss, nats per token."""
-    best_step: int = -1
-    evaluations_without_improvement: int = 0
-    finished: str = ""
-    """Why the phase is over; empty while it is not."""
-    training_seconds: float = 0.0
-    """Time spent on steps and evaluations, over all interruptions."""
-    timestamp: float = 0.0
-    """When it was saved, in seconds since 1970 by a clock that may be wrong: for people, never for order."""
-    periodic_save: bool = True
+def _ignore(path: Path, reason: str) -> None:
+    """Nobody wants to know."""
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """A file that looked like a checkpoint and could not be used."""
-
-    path: Path
-    reason: str
-
-
-def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
-    """Write `state` as the newest checkpoint and remove generations beyond `keep`. Returns the seconds it took.
-
-    Raises `OSError` or `RuntimeError` (torch's, when the disk is full); the checkpoints on disk are then untouched.
-    """
-    start = time.perf_counter()
-    make_folder(folder)
-    last = folder / LAST
-    previous_step = _step_of(last)
-    keeps_previous = previous_step is not None and previous_step != state.global_step
-    fields = {item.name: getattr(state, item.name) for item in dataclasses.fields(state)}
-    write_durably(
-        last,
-        lambda file: save_sealed(fields, file, f"{state.run_id} {state.phase} {state.global_step}"),
-        verify=check_seal,
-        keep_previous_as=folder / f"checkpoint-{previous_step:09d}.pt" if keeps_previous else None,
-    )
-    _prune(folder, keep)
-    return time.perf_counter() - start
-
-
-def mark_best(folder: Path) -> None:
-    """Make the checkpoint just saved also the best one: a second name for the same file.
-
-    Damage to that file hits both names. A copy would not help the run, which goes on from an older generation, and
-    would cost a whole save at each improvement; where the best state is lost, `find_best` says so and hands on the
-    newest.
-    """
-    link_durably(folder / LAST, folder / BEST)
-
-
-def load_checkpoint(path: Path, phase: int | None = None) -> TrainingState:
+def load_checkpoint(path: Path, phase: Phase | None = None) -> TrainingState:
     """Verify and read one checkpoint. Raises `CheckpointError` with the reason why it cannot be used."""
     try:
         if path.is_symlink() or not path.is_file():
             raise ValueError("not a regular file")
         check_seal(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-        state = _state_from(values)
+        import torch
+
+        state = TrainingState.from_fields(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except PermissionError as error:
@@ -136,28 +56,33 @@ def load_checkpoint(path: Path, phase: int | None = None) -> TrainingState:
     except Exception as error:  # torch raises many kinds, some without any text
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise CheckpointError(f"{path}: damaged or not a checkpoint of Svitlo ({reason})") from error
-    if phase is not None and state.phase != phase:
-        raise CheckpointError(f"{path}: belongs to phase {state.phase}, not to phase {phase}")
+    if phase is not None and state.phase != phase.number:
+        raise CheckpointError(f"{path}: belongs to phase {state.phase}, not to {phase}")
     return state
 
 
 def find_newest(
-    folder: Path, phase: int, on_rejected: Callable[[Rejected], None], run_id: str | None = None
+    folder: Path,
+    phase: Phase,
+    *,
+    run_id: str | None = None,
+    set_aside: bool = False,
+    on_rejected: OnRejected = _ignore,
 ) -> TrainingState | None:
     """The newest usable checkpoint of a phase, by the step inside, or None where none was ever saved.
 
-    With a `run_id`, checkpoints of other runs are not usable: somebody has put them there.
-    What cannot be used is set aside as `.broken` and reported; the next newest takes its place. Raises
-    `CheckpointError` where checkpoints exist and none is usable: training must not start from zero over them.
+    With a `run_id`, checkpoints of other runs are not usable: somebody has put them there. With `set_aside`, what
+    cannot be used is renamed to `.broken`, leftovers are removed, and `last_checkpoint.pt` is there afterwards: for the
+    trainer, which owns the folder. Everybody else only reads.
+
+    Raises `CheckpointError` where checkpoints exist and none is usable: nothing may start from zero over them.
     """
     if not folder.is_dir():
         return None
-    remove_temporaries(folder)
-    candidates = [path for path in _all_in(folder) if os.path.lexists(path)]
-    rejected = []
-    # What does not even tell its step comes first, so that it is set aside and not left under a name that is used.
-    steps = {path: _step_of(path) for path in candidates}
-    for path in sorted(candidates, key=lambda path: (steps[path] is not None, -(steps[path] or 0), path.name != LAST)):
+    if set_aside:
+        remove_temporaries(folder)
+    rejected: list[str] = []
+    for path in _newest_first(folder):
         try:
             state = load_checkpoint(path, phase)
             if run_id is not None and state.run_id != run_id:
@@ -165,47 +90,70 @@ def find_newest(
         except CheckpointError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise
-            rejected.append(Rejected(path, str(error).removeprefix(f"{path}: ")))
-            set_aside(path, BROKEN_SUFFIX)
-            on_rejected(rejected[-1])
+            if not set_aside and not os.path.lexists(path):
+                continue  # a generation that the trainer has just removed
+            rejected.append(str(error))
+            if set_aside:
+                put_aside(path, BROKEN_SUFFIX)
+            on_rejected(path, str(error).removeprefix(f"{path}: "))
             continue
-        if not (folder / LAST).exists():
+        if set_aside and not (folder / LAST).exists():
             link_durably(path, folder / LAST)
         return state
     if rejected or any(folder.glob("*" + BROKEN_SUFFIX + "*")):
+        why = f" ({rejected[0]})" if rejected and not set_aside else f" (they are kept as *{BROKEN_SUFFIX})"
         raise CheckpointError(
-            f"{folder}: checkpoints exist and none of them is usable (they are kept as *{BROKEN_SUFFIX}). Training "
-            f"does not start from zero over them. Bring back a backup with `make restore FROM=...`, or begin again "
-            f"with `make new-run`, which moves them aside"
+            f"{folder}: checkpoints exist and none of them is usable{why}. Training does not start from zero over "
+            f"them. Bring back a backup with `make restore FROM=...`, or begin again with `make new-run`, which moves "
+            f"them aside"
         )
     return None
 
 
 def find_best(
-    folder: Path, phase: int, on_rejected: Callable[[Rejected], None], run_id: str | None = None
+    folder: Path,
+    phase: Phase,
+    *,
+    run_id: str | None = None,
+    set_aside: bool = False,
+    on_rejected: OnRejected = _ignore,
 ) -> TrainingState:
-    """The state with the lowest validation loss; where its file is damaged, the newest usable one."""
-    newest = find_newest(folder, phase, on_rejected, run_id)
+    """What a phase hands on: the state with the lowest validation loss, or the newest where that one is damaged.
+
+    Arguments and errors are those of `find_newest`; here it is also an error where nothing was ever saved.
+    """
+    newest = find_newest(folder, phase, run_id=run_id, set_aside=set_aside, on_rejected=on_rejected)
     if newest is None:
-        raise CheckpointError(f"{folder}: phase {phase} has left no checkpoint to start from. Run phase {phase} first")
-    with contextlib.suppress(CheckpointError):
-        best = load_checkpoint(folder / BEST, phase)
-        if (best.run_id, best.global_step) == (newest.run_id, newest.best_step):
-            return best
-    for path in folder.glob(_GENERATIONS):
-        if _step_of(path) == newest.best_step:
-            with contextlib.suppress(CheckpointError):
-                return load_checkpoint(path, phase)
-    on_rejected(Rejected(folder / BEST, f"the best state (step {newest.best_step:,}) is missing or damaged"))
+        raise CheckpointError(f"{folder}: {phase} has left no checkpoint to start from. Run {phase} first")
+    return best_beside(newest, folder, phase, on_rejected)
+
+
+def best_beside(newest: TrainingState, folder: Path, phase: Phase, on_rejected: OnRejected = _ignore) -> TrainingState:
+    """The best state of the run whose newest state is `newest`; `newest` itself where there is no other."""
+    if newest.best_step in (-1, newest.global_step):
+        return newest
+    generations = [path for path in folder.glob(GENERATIONS) if _step_of(path) == newest.best_step]
+    for path in (folder / BEST, *generations):
+        with contextlib.suppress(CheckpointError):
+            best = load_checkpoint(path, phase)
+            if (best.run_id, best.global_step) == (newest.run_id, newest.best_step):
+                return best
+    on_rejected(folder / BEST, f"the best state (step {newest.best_step:,}) is missing or damaged")
     return newest
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """What may be a checkpoint. What does not even tell its step comes first, so that it is not left unnoticed."""
+    steps = {path: _step_of(path) for path in _all_in(folder) if os.path.lexists(path)}
+    return sorted(steps, key=lambda path: (steps[path] is not None, -(steps[path] or 0), path.name != LAST))
 
 
 def _all_in(folder: Path) -> list[Path]:
     """Every name under which a checkpoint of a phase may stand."""
-    return [folder / LAST, *folder.glob(_GENERATIONS), folder / BEST]
+    return [folder / LAST, *folder.glob(GENERATIONS), folder / BEST]
 
 
-def set_aside(path: Path, suffix: str) -> Path:
+def put_aside(path: Path, suffix: str) -> Path:
     """Rename a file so that it is not used any more; nothing is deleted. Returns the new name."""
     target = path.with_name(path.name + suffix)
     number = 1
@@ -220,7 +168,7 @@ def set_aside_newer(folder: Path, step: int, run_id: str) -> list[Path]:
     """Set aside what is newer than `step` or of another run: a person has chosen to go on from there."""
     positions = {path: position_of(path) for path in _all_in(folder)}
     return [
-        set_aside(path, ".superseded")
+        put_aside(path, ".superseded")
         for path, position in positions.items()
         if position is not None and (position[0] != run_id or position[2] > step)
     ]
@@ -242,26 +190,6 @@ def noted_run(path: Path) -> str | None:
         return None
 
 
-def require_room(folder: Path, num_bytes: int) -> None:
-    """Raise `VolumeError` unless two checkpoints of `num_bytes` fit: the valid one and the one being written."""
-    num_missing = 1 if (folder / LAST).exists() else 2
-    make_folder(folder)
-    free = shutil.disk_usage(folder).free
-    if free < num_missing * num_bytes:
-        raise VolumeError(
-            f"{folder}: {free / 1e6:,.0f} MB are free, and {num_missing * num_bytes / 1e6:,.0f} MB are needed: "
-            f"two checkpoints must fit, each {num_bytes / 1e6:,.0f} MB. Make room on this disk; nothing is lost"
-        )
-
-
-def _state_from(values: Any) -> TrainingState:
-    names = {item.name for item in dataclasses.fields(TrainingState)}
-    if not isinstance(values, dict) or not names <= set(values):
-        missing = sorted(names - set(values)) if isinstance(values, dict) else ["everything"]
-        raise ValueError(f"fields are missing: {', '.join(missing)}")
-    return TrainingState(**{name: values[name] for name in names})
-
-
 def position_of(path: Path) -> tuple[str, int, int] | None:
     """Run, phase and step of a checkpoint, as its seal says; None where it is missing or unreadable."""
     try:
@@ -273,13 +201,12 @@ def position_of(path: Path) -> tuple[str, int, int] | None:
         return None
 
 
+def newest_position(checkpoints: Path) -> tuple[str, int, int] | None:
+    """Run, phase and step of the newest readable checkpoint of all phases below a folder; unverified."""
+    positions = [position_of(path) for path in checkpoints.glob("phase*/*.pt")]
+    return max(filter(None, positions), key=lambda position: position[1:], default=None)
+
+
 def _step_of(path: Path) -> int | None:
     position = position_of(path)
     return None if position is None else position[2]
-
-
-def _prune(folder: Path, keep: int) -> None:
-    """Remove the oldest generations, `last_checkpoint.pt` counting as one of `keep`."""
-    generations = sorted(folder.glob(_GENERATIONS))
-    for path in generations[: max(0, len(generations) - (keep - 1))]:
-        remove(path)  # where it comes back after a power cut, it is an older checkpoint more

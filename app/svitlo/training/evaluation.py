@@ -9,13 +9,14 @@ import torch
 from svitlo.training.batches import IGNORED, Batches, MicroBatch
 from svitlo.training.loss import head_loss
 from svitlo.training.model import GPT2, embedded
+from svitlo.training.numerics import autocast
 
 
 def hidden_states(
     model: GPT2, embeddings: torch.Tensor, batch: MicroBatch, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the head needs: the last hidden states where there is loss [positions, width], and their targets."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(precision):
         hidden = model.transformer(embeddings)
     has_loss = batch.targets != IGNORED
     if bool(has_loss.all()):

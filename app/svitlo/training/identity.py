@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from svitlo.config import Phase2Config
+from svitlo.config import PhaseConfig
 
 
-def changes_since(recorded: dict[str, Any], config: Phase2Config) -> list[str]:
+def changes_since(recorded: dict[str, Any], config: PhaseConfig) -> list[str]:
     """`section.key was X, is now Y` for each key that decides about the result and is not as recorded.
 
     A run that began before a key existed counts as having its default: a new version does not end old runs.

@@ -52,6 +52,11 @@ def has_hardware_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def autocast(precision: str) -> torch.autocast:
+    """A context in which matrix products are computed with this precision."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def describe(threads: int, precision: str) -> dict[str, Any]:
     """What a checkpoint records, and what has to be the same for the same bits."""
     instruction_set = torch.backends.cpu.get_cpu_capability()

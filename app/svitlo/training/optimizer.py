@@ -168,17 +168,9 @@ class PhaseOptimizer:
             )
 
     def step(self, fraction: float) -> None:
-        """One update with every learning rate at `fraction` of its peak; the gradients are zero afterwards."""
+        """One update with every learning rate at `fraction` of its peak. The gradients stay as they are."""
         for part in self._parts.values():
             part.step(fraction)
-        self.forget_gradients()
-
-    def forget_gradients(self) -> None:
-        """Zero the gradients, in place."""
-        for part in self._parts.values():
-            for parameter in part.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive: of each part the state of each of its parameters, numbered, as torch's optimizers do."""

@@ -1,0 +1,52 @@
+"""What a service does when it is done or cannot go on by itself: it explains, and waits without cost.
+
+The engine restarts a container that exits, whatever its exit code, so a service that has nothing to do must not exit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from svitlo.errors import AlreadyRunning, SvitloError
+from svitlo.interruption import Interruption
+from svitlo.reporting.events import print_line
+from svitlo.reporting.status import set_health, write_status
+
+HELD = ["sleep", "infinity"]
+"""What a container that has nothing to do becomes: 0.8 MiB, no CPU."""
+
+
+def run_service(work: Callable[[], str], status: Path, interruption: Interruption, *, hold: bool) -> None:
+    """Do `work`, and say how it ended: in the log, in the service's `status` and in its health.
+
+    With `hold`, become a process that waits when the work is done, or when trying again cannot help. Raises
+    `SvitloError` otherwise.
+    """
+    try:
+        message = work()
+    except SvitloError as error:
+        set_health(False, str(error))
+        if not isinstance(error, AlreadyRunning):
+            write_status(status, state="error", message=str(error))
+        if not (hold and error.is_permanent):
+            raise
+        print(f"error: {error}\nNothing is lost. Put this right, then restart me: I wait here.", file=sys.stderr)
+        _hold_still(interruption)
+    print_line(message)
+    set_health(True, message)
+    if hold:
+        _hold_still(interruption)
+
+
+def _hold_still(interruption: Interruption) -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGINT):  # from here on a signal ends the process
+        signal.signal(number, signal.SIG_DFL)
+    interruption.check()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvp(HELD[0], HELD)

@@ -1,0 +1,71 @@
+"""What becomes of one raw document: cleaned, tokenised, or dropped with a reason. Runs in the worker processes."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from svitlo.data.cleaning import clean_text, normalized
+from svitlo.data.formats import Raw, Text
+from svitlo.data.instructions import Outcome, conversation, digest, dropped
+from svitlo.data.tokenizer import END_OF_TEXT_TOKEN, Tokenizer, pack
+
+_HAS_LETTER = re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """How raw documents of one phase are worked on."""
+
+    validation_fraction: float
+    only_split: str | None = None
+    """Tokenise only documents of this split, where that saves work: the others are on disk already."""
+
+    @abstractmethod
+    def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
+        """What becomes of a raw document."""
+
+    def split_of(self, outcome: Outcome) -> str:
+        """`train` or `validation`: decided by the document's hash alone."""
+        return "validation" if outcome.split_digest < int(self.validation_fraction * 2**64) else "train"
+
+
+@dataclass(frozen=True)
+class TextTask(Task):
+    """Plain text: a document of enough words, followed by the end-of-text token."""
+
+    min_document_words: int = 1
+
+    def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
+        assert isinstance(raw, Text)
+        text = clean_document(raw)
+        if not text:
+            return dropped("empty")
+        content = normalized(text)
+        words = content.count(" ") + 1
+        if words < self.min_document_words:
+            return dropped(f"fewer than {self.min_document_words} words")
+        if not _HAS_LETTER.search(text):
+            return dropped("no letters")
+        identity = digest(content)
+        outcome = Outcome(None, identity, identity, words)
+        if self.only_split not in (None, self.split_of(outcome)):
+            return outcome
+        return outcome._replace(tokens=tokenizer.pack(text) + pack([END_OF_TEXT_TOKEN]))
+
+
+@dataclass(frozen=True)
+class ConversationTask(Task):
+    """A conversation of at most `window` tokens."""
+
+    window: int = 0
+
+    def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
+        return conversation(raw, tokenizer, self.window)
+
+
+def clean_document(raw: Text) -> str:
+    """A document of plain text: its title as first line, then its text; empty where there is no text."""
+    title, body = clean_text(raw.title), clean_text(raw.body)
+    return f"{title}\n{body}" if title and body else body

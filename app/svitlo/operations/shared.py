@@ -1,0 +1,112 @@
+"""What backup, restore and a new run share: who may touch the volumes, and how a run is moved aside."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from svitlo.errors import SvitloError
+from svitlo.storage.files import copy_durably, link_durably, make_folder, rename_durably
+from svitlo.storage.locks import exclusive_lock
+from svitlo.volumes import Volumes
+
+Say = Callable[[str], object]
+
+RUN_VOLUMES = ("checkpoints", "logs", "export")
+"""What belongs to one run; the data is the same for the next one."""
+BACKUP_VOLUMES = ("data", "checkpoints", "export", "logs")
+"""In this order: metrics may be newer than the checkpoint, which cuts them back, but never older."""
+_RUNS = "runs"
+
+
+class BackupError(SvitloError):
+    """A backup that is not complete and undamaged, or that must not be put where it was asked to."""
+
+    exit_code = 2
+
+
+@contextlib.contextmanager
+def nobody_at_work(volumes: Volumes) -> Iterator[None]:
+    """Only while nobody works on these volumes."""
+    with exclusive_lock(volumes.trainer_lock) as no_trainer, exclusive_lock(volumes.prepare_lock) as no_preparation:
+        if not (no_trainer and no_preparation):
+            who = "data preparation" if no_trainer else "a trainer"
+            raise BackupError(f"{volumes.root}: {who} is at work on these volumes. Stop it first (`make down`)")
+        yield
+
+
+def move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
+    """Move what is in these volumes, but for markers and locks, to a new folder. Returns it; None where nothing was.
+
+    A volume that is a disk of its own keeps its part in `.runs/`.
+    """
+    entries = {name: sorted((volumes.root / name).iterdir()) for name in names}
+    found = {name: [path for path in paths if not path.name.startswith(".")] for name, paths in entries.items()}
+    if not any(found.values()):
+        return None
+    target = unused(volumes.root / _RUNS / timestamp())
+    for name, paths in found.items():
+        folder = target / name
+        make_folder(folder)
+        for path in paths:
+            try:
+                rename_durably(path, folder / path.name)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                folder = volumes.root / name / f".{_RUNS}" / target.name
+                make_folder(folder)
+                rename_durably(path, folder / path.name)
+    give_to_owner_of(target, volumes.root)
+    return target
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy one file durably. Returns its SHA-256."""
+    make_folder(target.parent)
+    with open(source, "rb") as file:
+        return copy_durably(file, target)
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a copied file a further name; False where the file system has no hard links (a USB stick's FAT)."""
+    with contextlib.suppress(OSError):
+        link_durably(source, target, fsync=False)
+        return True
+    return False
+
+
+def total_bytes(paths: Iterable[Path]) -> int:
+    """Bytes on the disk of these files; a file with several names counts once, one that is gone not at all."""
+    sizes: dict[tuple[int, int], int] = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
+def give_to_owner_of(folder: Path, owner: Path) -> None:
+    """Root gives what it has made to the user who trains."""
+    if os.getuid() == 0:
+        status = owner.stat()
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, status.st_uid, status.st_gid)
+
+
+def timestamp() -> str:
+    """Now, in UTC, as part of a name."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def unused(path: Path) -> Path:
+    """The path, or one with a number where two came in the same second."""
+    candidate, number = path, 1
+    while candidate.exists() or candidate.with_name(candidate.name + ".partial").exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

@@ -1,0 +1,329 @@
+"""All that a screen or a page shows of a run, as plain data. `svitlo status --json` prints exactly this.
+
+Only reads files, and imports nothing heavy: it answers in a blink while training has every core. The classes below are
+the schema, docs/status.md explains it to people. Whoever renames or removes a key raises `SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, TypedDict
+
+from svitlo.errors import SvitloError
+from svitlo.manifest import DataNotReady, load_manifest
+from svitlo.phases import PHASES, Phase
+from svitlo.reporting.events import read_events
+from svitlo.reporting.jsonlines import parse_json_line
+from svitlo.reporting.status import RUNNING_STATES, Status, read_status
+from svitlo.storage.space import free_bytes
+from svitlo.storage.sums import SUMS
+from svitlo.units import duration
+from svitlo.volumes import VOLUME_NAMES, Volumes
+
+SCHEMA = 1
+NUM_EVENTS = 8
+
+
+class ServiceOverview(TypedDict):
+    """What a service last said about itself."""
+
+    status: dict[str, Any]
+    """The fields of `Status`; null where the service does not know one or it is not its business."""
+    is_running: bool
+    """Whether it said so recently enough to be still there."""
+    age_seconds: float | None
+    """Since it last said anything; null where the machine was started anew since."""
+
+
+class DataOverview(TypedDict):
+    """One phase's prepared data."""
+
+    problem: str | None
+    """Why it cannot be used; everything else is null then."""
+    digest: str | None
+    tokens: int | None
+    documents: int | None
+    validation_tokens: int | None
+    validation_documents: int | None
+    sources: list[dict[str, Any]] | None
+    """Name, documents, words, tokens, and how many were dropped or changed, by reason."""
+
+
+class ValidationOverview(TypedDict):
+    """One phase's validation losses, in nats per token."""
+
+    first: float | None
+    last: float | None
+    best: float | None
+    best_step: int
+    steps: list[int]
+    losses: list[float | None]
+
+
+class PhaseOverview(TypedDict):
+    """One phase of the run."""
+
+    number: int
+    title: str
+    unit: str
+    """What its data consists of: documents or conversations."""
+    state: str
+    """`not started`, `begun` or `done`."""
+    step: int | None
+    """Optimizer steps done; null where that is not known."""
+    num_steps: int | None
+    epoch: int | None
+    max_epochs: int | None
+    data: DataOverview | None
+    """Null where it is not prepared."""
+    validation: ValidationOverview | None
+    """Null where nothing was measured yet."""
+
+
+class CheckpointOverview(TypedDict):
+    """The newest checkpoint of the phase at work."""
+
+    step: int | None
+    age_seconds: float | None
+    problem: str
+    """Why the last attempt to save failed; empty where it succeeded."""
+
+
+class Overview(TypedDict):
+    """Everything. JSON has no NaN: a loss that is not finite is null."""
+
+    schema: int
+    state: str
+    """What holds now, whatever an old status file says."""
+    message: str
+    """One sentence for people; empty where the state says it all."""
+    is_running: bool
+    """Whether the trainer is at work."""
+    run_id: str | None
+    trainer: ServiceOverview | None
+    data_preparation: ServiceOverview | None
+    phases: list[PhaseOverview]
+    checkpoint: CheckpointOverview | None
+    model: str | None
+    """Folder of the exported model; null where there is none."""
+    events: list[dict[str, Any]]
+    """The last ones, oldest first."""
+    free_bytes: int | None
+    volumes: str
+
+
+def overview(volumes: Volumes) -> Overview:
+    """What is known about the run on these volumes."""
+    trainer, preparation = read_status(volumes.status), read_status(volumes.prepare_status)
+    is_complete = volumes.completion.is_file()
+    losses = _validation_losses(volumes.metrics)
+    phases = [_phase(volumes, phase, trainer, losses, is_complete=is_complete) for phase in PHASES]
+    events = read_events(volumes.events)[-NUM_EVENTS:]
+    state, message = _state(volumes, trainer, preparation, phases, events, is_complete=is_complete)
+    known: Overview = {
+        "schema": SCHEMA,
+        "state": state,
+        "message": message,
+        "is_running": trainer is not None and trainer.is_alive,
+        "run_id": None if trainer is None else trainer.run_id,
+        "trainer": _service(trainer),
+        "data_preparation": _service(preparation),
+        "phases": phases,
+        "checkpoint": _checkpoint(trainer),
+        "model": str(volumes.model) if (volumes.model / SUMS).is_file() else None,
+        "events": events,
+        "free_bytes": free_bytes(volumes.root / "checkpoints"),
+        "volumes": str(volumes.root),
+    }
+    finite: Overview = _finite(known)
+    return finite
+
+
+# --- what holds now --------------------------------------------------------------------------------------------------
+
+
+def _state(
+    volumes: Volumes,
+    trainer: Status | None,
+    preparation: Status | None,
+    phases: list[PhaseOverview],
+    events: list[dict[str, Any]],
+    *,
+    is_complete: bool,
+) -> tuple[str, str]:
+    """What holds now, and a sentence about it."""
+    if volumes.restore_journal.exists():
+        return "error", "a restore was interrupted: run the same `make restore FROM=...` again"
+    if trainer is not None:
+        return _state_of_trainer(trainer, is_complete=is_complete)
+    if is_complete:
+        return "complete", "training is finished"
+    if any(any(volumes.checkpoints(phase).glob("*.pt")) for phase in PHASES):
+        return "not running", _last_known(events)  # a power cut may have emptied the status file
+    if preparation is not None and preparation.is_alive:
+        return "preparing data", ""
+    if preparation is not None and preparation.state in RUNNING_STATES:
+        return "not running", f"data preparation was interrupted (last sign of life {full_time(preparation)})"
+    if preparation is not None and preparation.state == "error":
+        return "error", preparation.message
+    if any(phase["data"] for phase in phases):
+        return "not started", "data is prepared, nothing was trained yet: `docker compose up -d` or `svitlo train`"
+    if any((volumes.root / name).is_dir() for name in VOLUME_NAMES):
+        return "not started", "nothing was prepared or trained yet: `docker compose up -d` or `svitlo prepare`"
+    return "not set up", "these volumes do not exist yet: `docker compose up -d` or `svitlo setup`"
+
+
+def _state_of_trainer(trainer: Status, *, is_complete: bool) -> tuple[str, str]:
+    if trainer.is_alive:
+        return trainer.state, trainer.message
+    if is_complete:
+        return "complete", (trainer.message if trainer.state == "complete" else "") or "training is finished"
+    if trainer.state not in RUNNING_STATES:
+        return trainer.state, trainer.message
+    age = trainer.age_seconds
+    at = f" at step {trainer.step:,} of phase {trainer.phase}" if trainer.step is not None and trainer.phase else ""
+    how = "the machine has been started anew since" if age is None else f"no sign of life for {duration(age)}"
+    return "not running", (
+        f"not running since {full_time(trainer)}, when it was {trainer.state}{at}: {how}. When started, it goes on "
+        f"from the last checkpoint"
+    )
+
+
+def _last_known(events: list[dict[str, Any]]) -> str:
+    last = f"; the last thing noted was at {readable_time(events[-1].get('time'))} UTC" if events else ""
+    return (
+        f"there are checkpoints, and no trainer has reported{last}. When started, it goes on from the last checkpoint"
+    )
+
+
+def readable_time(value: Any) -> str:
+    """ISO 8601 without what everybody knows: "2026-03-01 18:02:11"."""
+    return str(value or "")[:19].replace("T", " ")
+
+
+def full_time(status: Status) -> str:
+    """When a status was written, for people."""
+    return f"{readable_time(status.updated) or 'an unknown time'} UTC"
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def _service(status: Status | None) -> ServiceOverview | None:
+    if status is None:
+        return None
+    return {
+        "status": dataclasses.asdict(status),
+        "is_running": status.is_alive,
+        "age_seconds": status.age_seconds,
+    }
+
+
+def _checkpoint(trainer: Status | None) -> CheckpointOverview | None:
+    """Its age goes on growing after the status was written; it is not known where the machine was started anew."""
+    if trainer is None or (trainer.checkpoint_step is None and not trainer.checkpoint_problem):
+        return None
+    age, when_written = trainer.age_seconds, trainer.checkpoint_age_seconds
+    return {
+        "step": trainer.checkpoint_step,
+        "age_seconds": None if age is None or when_written is None else max(0.0, when_written) + age,
+        "problem": trainer.checkpoint_problem,
+    }
+
+
+def _phase(
+    volumes: Volumes,
+    phase: Phase,
+    trainer: Status | None,
+    losses: dict[int, ValidationOverview],
+    *,
+    is_complete: bool,
+) -> PhaseOverview:
+    validation = losses.get(phase.number)
+    at_work = trainer is not None and trainer.phase == phase.number and trainer.step is not None
+    has_successor = any(number > phase.number for number in losses) or (
+        trainer is not None and (trainer.phase or 0) > phase.number
+    )
+    is_done = validation is not None and (is_complete or has_successor or (trainer and trainer.state == "complete"))
+    position = trainer if at_work else None
+    return {
+        "number": phase.number,
+        "title": phase.title,
+        "unit": phase.unit,
+        "state": "done" if is_done else "begun" if at_work or validation else "not started",
+        "step": position.step if position else None,
+        "num_steps": position.num_steps if position else None,
+        "epoch": position.epoch if position else None,
+        "max_epochs": position.max_epochs if position else None,
+        "data": _data(volumes, phase),
+        "validation": validation,
+    }
+
+
+def _data(volumes: Volumes, phase: Phase) -> DataOverview | None:
+    unknown: DataOverview = {
+        "problem": None,
+        "digest": None,
+        "tokens": None,
+        "documents": None,
+        "validation_tokens": None,
+        "validation_documents": None,
+        "sources": None,
+    }
+    try:
+        manifest = load_manifest(volumes.data(phase))
+    except DataNotReady:
+        return None
+    except SvitloError as error:
+        return {**unknown, "problem": str(error)}
+    shown = ("name", "documents", "words", "tokens", "dropped", "changed")
+    return {
+        "problem": None,
+        "digest": manifest.digest,
+        "tokens": manifest.num_tokens("train"),
+        "documents": manifest.num_documents("train"),
+        "validation_tokens": manifest.num_tokens("validation"),
+        "validation_documents": manifest.num_documents("validation"),
+        "sources": [{key: source.get(key) for key in shown} for source in manifest.sources],
+    }
+
+
+def _validation_losses(path: Path) -> dict[int, ValidationOverview]:
+    """By phase. Skips the many step lines unparsed."""
+    points: dict[int, list[tuple[int, float]]] = {}
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                if b'"evaluation"' not in line:
+                    continue
+                record = parse_json_line(line)
+                loss = record.get("validation_loss") if record else None
+                if record and record.get("kind") == "evaluation" and isinstance(loss, (int, float)):
+                    points.setdefault(int(record["phase"]), []).append((int(record["step"]), float(loss)))
+    except (OSError, KeyError, ValueError):
+        pass
+    return {phase: _curve(curve) for phase, curve in points.items()}
+
+
+def _curve(points: list[tuple[int, float]]) -> ValidationOverview:
+    best_step, best = min(points, key=lambda point: point[1])
+    steps, losses = [step for step, _ in points], [loss for _, loss in points]
+    return {
+        "first": losses[0],
+        "last": losses[-1],
+        "best": best,
+        "best_step": best_step,
+        "steps": steps,
+        "losses": [*losses],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,170 @@
+"""When to save, and the save: the only function that writes a checkpoint."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from svitlo.config import CheckpointConfig
+from svitlo.errors import VolumeError
+from svitlo.interruption import Interruption
+from svitlo.reporting.observer import Observer
+from svitlo.storage.files import link_durably, make_folder, remove, write_durably
+from svitlo.storage.seal import check_seal, save_sealed
+from svitlo.storage.space import free_bytes
+from svitlo.training.checkpoints import BEST, GENERATIONS, LAST, position_of
+from svitlo.training.model import GPT2
+from svitlo.training.optimizer import PhaseOptimizer
+from svitlo.training.state import TrainingState
+
+_SECONDS_BEFORE_SAVING_AGAIN = 30.0
+_RECENT_SAVES = 5
+
+
+class SaveSchedule:
+    """When the next periodic save is due: as early as configured, later where saving is slow.
+
+    How slow is the median of the last saves: a single slow one, on a disk that was busy for a moment, changes nothing.
+
+    Asked after each step. It looks one step ahead, because a power cut at the end of the next step would take that step
+    too: with steps of 6 s and an interval of 60 s, the save comes after 54 to 60 s.
+    """
+
+    def __init__(self, config: CheckpointConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._saved_at = self._asked_at = clock()
+        self._costs: deque[float] = deque(maxlen=_RECENT_SAVES)
+        self._step = -1
+
+    def is_due(self, step: int) -> bool:
+        every = self._config.save_every_n_steps
+        is_milestone = every is not None and step % every == 0 and step != self._step
+        now = self._clock()
+        seconds_of_a_step, self._asked_at = now - self._asked_at, now
+        seconds = now - self._saved_at
+        is_affordable = seconds >= statistics.median(self._costs or [0.0]) / self._config.max_cost
+        return is_milestone or (is_affordable and seconds + seconds_of_a_step > self._config.save_every_seconds)
+
+    def saved(self, step: int, seconds: float) -> None:
+        """Note that a save (or the attempt) has just ended and what it cost."""
+        self._saved_at = self._asked_at = self._clock()
+        self._costs.append(seconds)
+        self._step = step
+
+
+class Saver:
+    """Saves one phase's state: when it is due, before what must not be lost, and when asked to stop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        observer: Observer,
+        interruption: Interruption,
+        saved_step: int = -1,
+    ) -> None:
+        """`saved_step`: the step of the newest checkpoint in `folder`; -1 where there is none."""
+        self._folder = folder
+        self._config = config
+        self._observer = observer
+        self._interruption = interruption
+        self._saved_step = saved_step
+        self._schedule = SaveSchedule(config)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a periodic save is due after this step."""
+        return self._schedule.is_due(step)
+
+    def save(self, state: TrainingState, model: GPT2, optimizer: PhaseOptimizer, *, periodic: bool = True) -> bool:
+        """Save; where that fails, say so, keep training on and try again later. Returns whether it is on disk."""
+        if state.global_step == self._saved_step and not state.finished and periodic:
+            return True
+        state.model_state_dict = model.state_dict()
+        state.optimizer_state_dict = optimizer.state_dict()
+        state.timestamp = time.time()
+        state.periodic_save = periodic
+        start = time.perf_counter()
+        try:
+            self._observer.make_durable()
+            seconds = save_checkpoint(state, self._folder, self._config.keep)
+        except (OSError, RuntimeError) as error:
+            self._schedule.saved(state.global_step, time.perf_counter() - start)
+            self._observer.save_failed(state, error.__context__ if isinstance(error.__context__, OSError) else error)
+            return False
+        self._saved_step = state.global_step
+        self._schedule.saved(state.global_step, seconds)
+        self._observer.saved(state, seconds)
+        return True
+
+    def save_at_any_price(self, state: TrainingState, model: GPT2, optimizer: PhaseOptimizer) -> None:
+        """Save what later work starts from (the best weights, the end of a phase): a full disk is waited for."""
+        while not self.save(state, model, optimizer, periodic=False):
+            self._interruption.wait(_SECONDS_BEFORE_SAVING_AGAIN)
+            self._observer.alive()
+
+    def mark_best(self) -> None:
+        """The checkpoint that was just saved is the best so far."""
+        mark_best(self._folder)
+
+
+def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
+    """Write `state` as the newest checkpoint and remove generations beyond `keep`. Returns the seconds it took.
+
+    Raises `OSError` or `RuntimeError` (torch's, when the disk is full); the checkpoints on disk are then untouched.
+    """
+    start = time.perf_counter()
+    make_folder(folder)
+    last = folder / LAST
+    previous = position_of(last)
+    previous_step = None if previous is None else previous[2]
+    keeps_previous = previous_step is not None and previous_step != state.global_step
+    write_durably(
+        last,
+        lambda file: save_sealed(state.fields(), file, f"{state.run_id} {state.phase} {state.global_step}"),
+        verify=check_seal,
+        keep_previous_as=folder / f"checkpoint-{previous_step:09d}.pt" if keeps_previous else None,
+    )
+    _prune(folder, keep)
+    return time.perf_counter() - start
+
+
+def mark_best(folder: Path) -> None:
+    """Make the checkpoint just saved also the best one: a second name for the same file.
+
+    Damage to that file hits both names. A copy would not help the run, which goes on from an older generation, and
+    would cost a whole save at each improvement; where the best state is lost, `find_best` says so and hands
+    on the newest.
+    """
+    link_durably(folder / LAST, folder / BEST)
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Raise `VolumeError` unless two checkpoints of `num_bytes` fit: the valid one and the one being written."""
+    make_folder(folder)
+    free = free_bytes(folder)
+    num_missing = 1 if (folder / LAST).exists() else 2
+    if free is not None and free < num_missing * num_bytes:
+        raise VolumeError(
+            f"{folder}: {free / 1e6:,.0f} MB are free, and {num_missing * num_bytes / 1e6:,.0f} MB are needed: two "
+            f"checkpoints must fit, each {num_bytes / 1e6:,.0f} MB. Make room on this disk; nothing is lost"
+        )
+
+
+def checkpoint_size(state: TrainingState) -> int:
+    """About how many bytes a checkpoint has: the weights (tied ones once) and two moments for each."""
+    sizes: dict[int, int] = {}
+    for weights in state.model_state_dict.values():
+        storage = weights.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+    return 3 * sum(sizes.values())
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Remove the oldest generations, `last_checkpoint.pt` counting as one of `keep`."""
+    generations = sorted(folder.glob(GENERATIONS))
+    for path in generations[: max(0, len(generations) - (keep - 1))]:
+        remove(path)  # where it comes back after a power cut, it is an older checkpoint more

@@ -1,0 +1,61 @@
+"""All that must survive a power cut, in one dataclass.
+
+Everything else is a pure function of configuration, seed and step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainingState:
+    """The state of one phase. A checkpoint holds these fields and nothing else."""
+
+    phase: int
+    vocab_size: int
+    model: dict[str, Any]
+    """The model's shape: the fields of `ModelConfig`."""
+    configuration: dict[str, Any]
+    """What decides about the result: `PhaseConfig.identity()`."""
+    configuration_digest: str
+    data_digest: str
+    numerics: dict[str, Any]
+    """Threads, precision and instruction set that the bits depend on."""
+    run_id: str
+    epoch: int = 0
+    global_step: int = 0
+    """Finished optimizer steps in this phase."""
+    model_state_dict: dict[str, Any] = field(default_factory=dict)
+    optimizer_state_dict: dict[str, Any] = field(default_factory=dict)
+    loss: float = 0.0
+    """Training loss of the last step, nats per token."""
+    tokens_seen: int = 0
+    """Tokens with loss that the model has been trained on in this phase."""
+    last_evaluated_step: int = -1
+    best_loss: float | None = None
+    """Lowest validation loss, nats per token."""
+    best_step: int = -1
+    evaluations_without_improvement: int = 0
+    finished: str = ""
+    """Why the phase is over; empty while it is not."""
+    training_seconds: float = 0.0
+    """Time spent on steps and evaluations, over all interruptions."""
+    timestamp: float = 0.0
+    """When it was saved, in seconds since 1970 by a clock that may be wrong: for people, never for order."""
+    periodic_save: bool = True
+
+    def fields(self) -> dict[str, Any]:
+        """What a checkpoint holds: a plain dictionary, which needs no class of ours to be read."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+
+    @classmethod
+    def from_fields(cls, values: Any) -> TrainingState:
+        """The state in a checkpoint. Raises `ValueError` where something is missing."""
+        names = {item.name for item in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not names <= set(values):
+            missing = sorted(names - set(values)) if isinstance(values, dict) else ["everything"]
+            raise ValueError(f"fields are missing: {', '.join(missing)}")
+        return cls(**{name: values[name] for name in names})
