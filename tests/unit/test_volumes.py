@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from svitlo.errors import VolumeError
+from svitlo.reporting.overview import overview
 from svitlo.volumes import MARKER, VOLUME_NAMES, Volumes
+from tests.conftest import ROOT
 
 
 def test_a_set_up_is_done_once_and_changes_nothing_later(tmp_path: Path) -> None:
@@ -47,3 +50,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VolumeError, match="cannot be set up"):
         Volumes(tmp_path / "file").set_up()
+
+
+def test_the_folder_in_the_repository_is_not_taken_for_one_that_was_set_up(tmp_path: Path) -> None:
+    """A fresh clone holds volumes/README.md and nothing else."""
+    tracked = subprocess.run(["git", "ls-files", "volumes"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode == 0:
+        assert tracked.stdout.split() == ["volumes/README.md"]
+    volumes = Volumes(tmp_path / "volumes")
+    volumes.root.mkdir()
+    shutil.copy(ROOT / "volumes" / "README.md", volumes.root)
+    with pytest.raises(VolumeError, match="never set up"):
+        volumes.require("raw")
+    assert overview(volumes)["state"] == "not set up"
+    assert volumes.set_up() == list(VOLUME_NAMES)
+    text = (volumes.root / "README.md").read_text()
+    assert all(f"`{name}/`" in text for name in VOLUME_NAMES)
