@@ -1,0 +1,94 @@
+"""An upgrade never ends a run: volumes that the last version made go on with this one, to the same bits.
+
+The last version is taken from the repository's history, so these tests skip where that is missing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from svitlo.manifest import load_manifest
+from svitlo.phases import PHASES
+from svitlo.reporting.overview import overview
+from svitlo.volumes import Volumes
+from tests.conftest import RAW, ROOT, Job, environment, kill, new_job, wait_for_line
+from tests.support import assert_same_run, events
+
+LAST_VERSION = "a3d077d00d0c6989241ec7a17d6f31ba41b7f777"
+"""0.1.0. To be raised with each release."""
+
+
+@pytest.fixture(scope="module")
+def last_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program as it was, to be put on Python's path."""
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", LAST_VERSION, "app"], capture_output=True, check=False)
+    if archive.returncode != 0:
+        pytest.skip("the last version is not in the history of this checkout (a shallow clone, or no clone at all)")
+    folder = tmp_path_factory.mktemp("last-version")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as content:
+        content.extractall(folder, filter="data")
+    return folder / "app"
+
+
+def start_old(version: Path, job: Job, name: str) -> subprocess.Popen[str]:
+    """The command of the last version, on a job of this one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "svitlo", name, "--config", str(job.config), "--volumes", str(job.volumes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment(), "PYTHONPATH": f"{version}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )
+
+
+def test_a_run_of_the_last_version_goes_on_to_the_same_bits(last_version: Path, trained: Job, tmp_path: Path) -> None:
+    """Prepared and begun by the last version, killed in both phases, finished by this one."""
+    job = new_job(tmp_path / "job")
+    shutil.rmtree(job.volumes)
+    for name in ("setup", "prepare"):
+        if name == "prepare":
+            shutil.copytree(RAW, job.volumes / "raw", dirs_exist_ok=True)
+        done = start_old(last_version, job, name)
+        assert done.wait(300) == 0, done.stdout
+    data = {phase: load_manifest(Volumes(job.volumes).data(phase)).digest for phase in PHASES}
+    assert data == {phase: load_manifest(Volumes(trained.volumes).data(phase)).digest for phase in PHASES}
+
+    old = start_old(last_version, job, "train")
+    wait_for_line(old, r"phase 1 \| step (1[0-9]) of")
+    kill(old)
+    assert overview(Volumes(job.volumes))["phases"][0]["step"] is not None, "its status is read, too"
+    new = job.start("train")
+    wait_for_line(new, r"phase 1 \| step (1[5-9]|2[0-9]) of")
+    kill(new)
+    old = start_old(last_version, job, "train")  # and back: what this version has written is read by the last one
+    wait_for_line(old, r"phase 2 \| step ([3-9]|1[0-9]) of")
+    kill(old)
+
+    prepared = job.run("prepare")
+    assert prepared.stdout.count("already prepared and unchanged") == 2
+    job.run("train")
+    assert_same_run(job, trained)
+    kinds = [event["event"] for event in events(job)]
+    assert kinds.count("resumed") >= 3
+    assert "fell back" not in kinds
+    assert job.run("verify").stdout.splitlines()[-1].endswith("all good")
+
+
+def test_a_backup_of_the_last_version_is_put_back_by_this_one(last_version: Path, trained: Job, tmp_path: Path) -> None:
+    old = trained.copy(tmp_path / "old")
+    command = [sys.executable, "-m", "svitlo", "backup", "--volumes", str(old.volumes), str(tmp_path / "backups")]
+    subprocess.run(command, env={**environment(), "PYTHONPATH": str(last_version)}, check=True, capture_output=True)
+    (backup,) = (tmp_path / "backups").iterdir()
+    job = Job(trained.config, tmp_path / "new" / "volumes")
+    job.run("setup")
+    job.run("restore", str(backup))
+    job.run("train")
+    assert_same_run(job, trained)
