@@ -21,10 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from svitlo.data.head import HEAD_BYTES
 from svitlo.errors import DataError
-
-HEAD_BYTES = 65_536
-"""So many bytes can be looked at before they are read."""
 
 
 def broken_archive_errors() -> tuple[type[BaseException], ...]:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from svitlo.config import DATA_FILE, UNPINNED, DataConfig, PhaseData, load_data_config
+from svitlo.data.formats import all_formats
 from svitlo.data.journal import Journal
 from svitlo.data.report import Reporter
 from svitlo.data.shards import SPLITS, DataNotReady, Manifest, load_manifest, verify_shards
@@ -43,7 +44,7 @@ def prepare(config_dir: Path, volumes: Volumes) -> str:
 
     Raises `ConfigError`, `DataError`, `VolumeError`, and `Interrupted` on SIGTERM and SIGINT.
     """
-    config = load_data_config(config_dir)
+    config = load_data_config(config_dir, all_formats())
     volumes.require_writable("data", "logs", *(["cache"] if _uses_hub(config) else []))
     if any(source.files for phase in _phases(config).values() for source in phase.sources):
         volumes.require("raw")

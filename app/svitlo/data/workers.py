@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from svitlo.data.cleaning import clean_text, normalized
-from svitlo.data.formats import Raw, Text
-from svitlo.data.instructions import Outcome, conversation, digest, dropped
+from svitlo.data.formats import Raw, Text, to_conversation
+from svitlo.data.instructions import Outcome, digest, dropped
 from svitlo.data.sanity import size_of
 from svitlo.data.tokenizer import Tokenizer, pack
 from svitlo.errors import SvitloError
@@ -65,8 +65,8 @@ def is_validation(split_digest: int, fraction: float) -> bool:
 def process(task: Task, batch: list[Raw], tokenizer: Tokenizer) -> list[Outcome]:
     """What becomes of each raw document."""
     if task.phase == 2:
-        return [conversation(raw, tokenizer, task.window) for raw in batch]
-    return [document(task, raw, tokenizer) for raw in batch if isinstance(raw, Text)]
+        return [to_conversation(raw, tokenizer, task.window) for raw in batch]
+    return [document(task, raw.content, tokenizer) for raw in batch]
 
 
 def clean_document(raw: Text) -> str:
