@@ -195,6 +195,20 @@ def test_dialogue_lines_end_with_the_marker() -> None:
         read("dailydialog", "Hello . __eou__ Hi . __eou__\nplain line\n")
 
 
+def test_dialogues_in_rows() -> None:
+    expected = [["Hello .", "Hi ."]]
+    for dialog in (["Hello .", "", " Hi ."], "Hello . __eou__ Hi . __eou__"):
+        assert read("dailydialog", json.dumps([{"dialog": dialog, "act": [1, 2]}])) == expected
+    with pytest.raises(
+        DataError, match=r"file\.x: record 1: the field `dialog` should be a list .* and is text: 'Hello"
+    ):
+        read("dailydialog", '[{"dialog": "Hello there"}]')
+    with pytest.raises(
+        DataError, match=r"file\.x: line 2: the field `dialog` should be a list .* and is list: \['a', 5\]"
+    ):
+        read("dailydialog", '{"dialog": ["a", "b"]}\n{"dialog": ["a", 5]}\n')
+
+
 def test_control_characters_in_json_do_not_split_records() -> None:
     record = {"instruction": "a\x0bb\u2028c", "input": "", "output": "\x01x"}
     assert read("alpaca", json.dumps([record])) == [Instruction(**record)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 HEAD_BYTES = 65_536
 """So many bytes can be looked at before they are read."""
 _PACKED = (".gz", ".xz", ".bz2", ".zst")
-_CUT_OFF = 64
+_CUT_OFF = 8
 """A mistake so near to the end of the head (in characters) comes from where it was cut."""
 
 

@@ -20,8 +20,11 @@ from typing import Any, TextIO
 BLOCK_CHARACTERS = 1 << 18
 LONGEST_RECORD = 64 << 20
 """A single record longer than this (in characters) is taken for a mistake."""
+_TOO_LONG = "it has more than {} MB"
+DEEPEST = 500
+"""Levels of arrays and objects in one another; ijson's memory grows with the square of them."""
 _MOST_LINES = 64
-"""So many lines are tried for one record whose text holds unescaped line ends."""
+"""So many lines are tried for one record with line ends in it."""
 
 
 class NotJson(ValueError):  # noqa: N818 — says what it is
@@ -47,6 +50,9 @@ def json_records(text: TextIO, head: str, under: str | None = None) -> Iterator[
 _decoder = json.JSONDecoder(strict=False, parse_constant=lambda _: None)  # NaN is how pandas writes nothing
 
 
+_INCOMPLETE = ("the line ends in the middle of it", "Unterminated string")
+
+
 def _is_json_lines(head: str) -> bool:
     first, line_end, _ = head.lstrip().partition("\n")
     try:
@@ -64,9 +70,9 @@ def _line_records(text: TextIO) -> Iterator[tuple[int, Any]]:
             return
         values, problem = _values(line)
         if len(line) >= LONGEST_RECORD:
-            problem = f"it has more than {LONGEST_RECORD >> 20} MB"
-        if problem is not None and problem.startswith("Unterminated string"):
-            # A line end inside a text: the record goes on in the next lines.
+            problem = _TOO_LONG.format(LONGEST_RECORD >> 20)
+        elif problem is not None and problem.startswith(_INCOMPLETE):
+            # A line end inside a text or an object: the record goes on in the next lines.
             waiting += islice(lines, _MOST_LINES - len(waiting))
             whole = line
             for used, (_, more) in enumerate(waiting, start=1):
@@ -96,7 +102,9 @@ def _values(line: str) -> tuple[list[Any], str | None]:
             while position < len(line) and line[position].isspace():
                 position += 1
     except json.JSONDecodeError as error:
-        return found, f"{error.msg} at {line[error.pos : error.pos + 60]!r}"
+        if error.pos >= len(line):
+            return found, _INCOMPLETE[0]
+        return found, f"{error.msg.removesuffix(' starting at')} at {line[error.pos : error.pos + 60]!r}"
     except ValueError as error:  # a number of thousands of digits
         return found, str(error)
     except RecursionError:
@@ -107,38 +115,45 @@ def _values(line: str) -> tuple[list[Any], str | None]:
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
+class _Problem(Exception):  # noqa: N818 — never leaves this module
+    """What is wrong with a record."""
+
+
 def _streamed_records(text: TextIO, under: str | None) -> Iterator[Any]:
     import ijson  # type: ignore[import-untyped]
 
     found: list[Any] = ijson.sendable_list()
     parser: Any = None
     count = waiting = 0
-    for piece, is_end in _mended(text):
-        if parser is None:
-            piece = piece.lstrip()
-            if not piece:
-                continue
-            if piece[0] not in "[{":
-                raise NotJson(f"expected an array or an object after {count:,} records and found {piece[:60]!r}")
-            parser = ijson.items_coro(found, _place_of_records(piece, under))
-        problem = None
-        try:
-            if piece:
-                parser.send(piece.encode())
-            if is_end:
-                parser.close()
-                parser = None
-        except (ijson.JSONError, ArithmeticError, ValueError, RecursionError) as error:
-            problem = _reason(error)
-        waiting = 0 if found else waiting + len(piece)
-        for record in found:
-            count += 1
-            yield record
-        found.clear()
-        if waiting > LONGEST_RECORD:
-            problem = f"it has more than {LONGEST_RECORD >> 20} MB"
-        if problem is not None:
-            raise NotJson(f"record {count + 1:,}: {problem}")
+    try:
+        for piece, is_end in _mended(text):
+            if parser is None:
+                piece = piece.lstrip()
+                if not piece:
+                    continue
+                if piece[0] not in "[{":
+                    raise _Problem(f"expected an array or an object and found {piece[:60]!r}")
+                parser = ijson.items_coro(found, _place_of_records(piece, under))
+            problem = None
+            try:
+                if piece:
+                    parser.send(piece.encode())
+                if is_end:
+                    parser.close()
+                    parser = None
+            except (ijson.JSONError, ArithmeticError, ValueError, RecursionError) as error:
+                problem = _reason(error)
+            waiting = 0 if found else waiting + len(piece)
+            for record in found:
+                count += 1
+                yield record
+            found.clear()
+            if problem is not None:
+                raise _Problem(problem)
+            if waiting > LONGEST_RECORD:
+                raise _Problem(_TOO_LONG.format(LONGEST_RECORD >> 20))
+    except _Problem as problem:
+        raise NotJson(f"record {count + 1:,}: {problem}") from None
 
 
 def _place_of_records(value: str, under: str | None) -> str:
@@ -156,57 +171,70 @@ def _reason(error: BaseException) -> str:
     if "premature EOF" in lines[0] or "ncomplete" in lines[0]:
         return "the file ends in the middle of it: it is cut short"
     if len(lines) > 2 and "^" in lines[2]:
-        return f"{lines[0]} at {lines[1][lines[2].index('^') :].strip()[:60]!r}"
+        return f"{lines[0]} at {lines[1][max(0, lines[2].index('^') - 1) :].strip()[:60]!r}"
     return " ".join(lines)[:200]
 
 
+_STRING = r'"[^"\\\x00-\x1f]*+(?:\\(?:[^u\x00-\x1f]|u[^dD])[^"\\\x00-\x1f]*+)*+"'
+_FILLER = r'[^"\[\]{}NI-]++|-(?!I|\Z)'
+_CLEAN = re.compile(rf"(?:{_FILLER}|{_STRING}|\{{(?:{_FILLER}|{_STRING})*+\}})++")
+"""What needs no look: nearly all of a file, at one go."""
 _TOKEN = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)'  # a string, whole or cut off
-    r"|[\]}]\s*+(?:(?=[\[{])|\Z)"  # the end of a value that no comma follows
+    r"|[\[\]{}]"
     r"|-?[A-Za-z]++",
     re.DOTALL,
 )
-_ODD = re.compile(r"[\x00-\x1f]|\\u[dD][89a-fA-F]")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 def _mended(text: TextIO) -> Iterator[tuple[str, bool]]:
     """The text in pieces that a strict parser reads, each with whether a value ends with it."""
-    rest, is_last = "", False
+    rest, is_last, depth = "", False, 0
     while not is_last:
         block = text.read(max(BLOCK_CHARACTERS, len(rest)))
         is_last = not block
         if len(rest) > LONGEST_RECORD:
-            raise NotJson(f"a text has more than {LONGEST_RECORD >> 20} MB and begins with {rest[:60]!r}")
-        buffer = rest + block
+            raise _Problem(_TOO_LONG.format(LONGEST_RECORD >> 20))
+        buffer, rest = rest + block, ""
         parts: list[str] = []
-        start = 0
-        rest = ""
-        for found in _TOKEN.finditer(buffer):
-            token = found[0]
-            if found.end() == len(buffer) and not is_last and found[1] != '"':
+        start = position = 0
+        while True:
+            if depth and (clean := _CLEAN.match(buffer, position)):
+                position = clean.end()
+            found = _TOKEN.search(buffer, position)
+            if found is None:
+                break
+            token, position = found[0], found.end()
+            if token in "[{":
+                depth += 1
+                if depth > DEEPEST:
+                    yield "".join([*parts, buffer[start : found.start()]]), False
+                    raise _Problem(f"nested deeper than {DEEPEST:,} levels")
+            elif token in "]}":
+                depth -= 1
+                if depth <= 0:
+                    yield "".join([*parts, buffer[start:position]]), True
+                    parts, start, depth = [], position, 0
+            elif position == len(buffer) and not is_last and found[1] != '"':
                 rest = token  # what it is shows in the next block
                 break
-            if token[0] == '"':
-                if (token.isprintable() and "\\u" not in token) or not _ODD.search(token):
-                    continue
-                token = _mended_string(token)
-            elif token[0] in "]}":
-                yield "".join([*parts, buffer[start : found.end()]]), True
-                parts, start = [], found.end()
-                continue
-            elif token in ("NaN", "Infinity", "-Infinity"):
-                token = "null"
-            else:
-                continue
-            parts += [buffer[start : found.start()], token]
-            start = found.end()
+            elif (mended := _mended_token(token)) != token:
+                parts += [buffer[start : found.start()], mended]
+                start = position
         yield "".join([*parts, buffer[start : len(buffer) - len(rest)]]), is_last
 
 
-def _mended_string(string: str) -> str:
-    """With control characters escaped, and with U+FEFF for halves of characters: cleaning drops both alike."""
+def _mended_token(token: str) -> str:
+    """Nothing for NaN; in strings, control characters escaped and U+FEFF for halves of characters.
+
+    Cleaning drops both alike.
+    """
+    if token in ("NaN", "Infinity", "-Infinity"):
+        return "null"
+    if token[0] != '"':
+        return token
     try:
-        return json.dumps(_HALF.sub("\ufeff", json.loads(string, strict=False)))
+        return json.dumps(_HALF.sub("\ufeff", json.loads(token, strict=False)))
     except ValueError:
-        return string  # ijson says what is wrong
+        return token  # ijson says what is wrong

@@ -158,5 +158,5 @@ def shown(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Text for a message: halves of characters are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Text for a message of one line: what cannot be shown (line ends, halves of characters) is escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

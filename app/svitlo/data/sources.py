@@ -73,7 +73,7 @@ def find_files(source: Source, raw_folder: Path, announce: Announce) -> list[Pac
         paths = sorted(path for path in raw_folder.glob(glob) if path.is_file() and not path.name.startswith("."))
         for path in paths:
             name = path.relative_to(raw_folder).as_posix()
-            found.setdefault(f"{name}::{members}", PackedFile(path, members or None, name))
+            found.setdefault(f"{name}::{members}", PackedFile(path, members or None, name, announce))
         if not paths:
             unused.append(pattern)
     if not found:

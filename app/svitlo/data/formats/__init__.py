@@ -180,7 +180,7 @@ def _problem(chosen: Format, source: Source, record: dict[str, Any], seen: list[
     field = missing[0]
     theirs = (source.fields or {}).get(field, field)
     return printable(
-        f"no field `{theirs}`; {whose} fields are: {', '.join(map(str, seen[:20])) or 'none'} (source "
+        f"no field `{theirs}`; {whose} fields are: {', '.join(str(name)[:40] for name in seen[:20]) or 'none'} (source "
         f"{source.name} in data.yaml, format {source.format}). {_proposal(chosen, source, seen)}"
     )
 
