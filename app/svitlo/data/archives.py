@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import fnmatch
 import gzip
 import io
 import lzma
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -38,6 +40,9 @@ def broken_archive_errors() -> tuple[type[BaseException], ...]:
 
         errors.append(zstandard.ZstdError)
     return tuple(errors)
+
+
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, NotImplementedError)
 
 
 class PackedFile:
@@ -84,8 +89,8 @@ class PackedFile:
     def _zip_members(self, raw: IO[bytes], pattern: str) -> Iterator[tuple[str, io.BufferedReader]]:
         try:
             archive = zipfile.ZipFile(raw)
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{self.name}: damaged zip archive ({error}). Copy or download it again") from error
+        except _DAMAGED_ZIP as error:
+            raise self._damaged_zip(error) from error
         # By entry and not by name: tools that append leave two of one name.
         entries = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
         fitting = [info for info in entries if _fits(info.filename, pattern)]
@@ -101,8 +106,16 @@ class PackedFile:
                     f"{full_name}: is compressed by method {info.compress_type}, which cannot be read here. "
                     f"Unpack the archive with the program that made it and name the files"
                 ) from None
+            except _DAMAGED_ZIP as error:
+                raise self._damaged_zip(error) from error
             with member:
                 yield full_name, _unpacked(member, full_name)
+
+    def _damaged_zip(self, error: BaseException) -> BaseException:
+        """The library goes to places that a damaged directory names, which the system refuses."""
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            return error
+        return DataError(f"{self.name}: damaged zip archive ({error}). Copy or download it again")
 
     def _tar_members(self, raw: IO[bytes], pattern: str) -> Iterator[tuple[str, io.BufferedReader]]:
         names: list[str] = []

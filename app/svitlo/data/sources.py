@@ -131,18 +131,21 @@ class FileDocuments:
     def read(self, unit: int, number: int) -> Iterator[Positioned]:
         current = 0
         for file in self._files:
+            where = file.name
             try:
                 for name, stream in file.streams():
                     if current >= unit:
+                        where = name
                         first = number if current == unit else 0
                         check_head(name, self._source, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
                         for index, raw in enumerate(self._checked(name, raw_documents(self._source, name, stream))):
                             if index >= first:
                                 yield Positioned(current, index, raw)
+                    where = file.name
                     current += 1
             except broken_archive_errors() as error:
                 raise DataError(
-                    f"{file.name}: damaged or cut short ({error or type(error).__name__}). Copy or download it again"
+                    f"{where}: damaged or cut short ({error or type(error).__name__}). Copy or download it again"
                 ) from error
 
     def _checked(self, name: str, documents: Iterator[Raw]) -> Iterator[Raw]:
