@@ -65,6 +65,12 @@ def test_an_archive_without_its_end_is_cut_short(tmp_path: Path, length: int) ->
         titles(tmp_path, "t.tar::*.txt")
 
 
+def test_the_second_of_joined_archives_needs_an_end_too(tmp_path: Path) -> None:
+    (tmp_path / "t.tar").write_bytes(tar("a.txt") + tar("b.txt", "c.txt")[:1024])
+    with pytest.raises(DataError, match=r"t\.tar: damaged or cut short \(its end is missing"):
+        titles(tmp_path, "t.tar::*.txt")
+
+
 def test_what_stands_behind_the_end_is_no_secret(tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(tar("a.txt") + b"something else" * 100)
     with pytest.raises(DataError, match=r"t\.tar: damaged or cut short"):

@@ -63,6 +63,10 @@ def test_what_is_not_json_and_is_written_all_the_same(layout: str) -> None:
     assert found["e"] in ("\ud83d!", "\ufeff!")  # cleaning drops both
 
 
+def test_nan_in_json_lines_is_nothing() -> None:
+    assert values('{"a": NaN}\n{"a": -Infinity}\n') == [{"a": None}, {"a": None}]
+
+
 @pytest.mark.usefixtures("backend")
 def test_numbers_are_what_they_are() -> None:
     (found,) = values('[{"a": 12345678901234567890123, "b": 1.5, "c": -2e3}]')

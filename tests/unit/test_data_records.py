@@ -179,6 +179,12 @@ def test_parquet_of_other_formats(tmp_path: Path) -> None:
     assert documents(tmp_path, "squad", "q.parquet") == [Question("T", "It is", "?", "It", 0, None)]
 
 
+def test_nan_in_a_table_is_nothing(tmp_path: Path) -> None:
+    rows = [{"instruction": "Say it.", "input": float("nan"), "output": "It is."}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    assert documents(tmp_path, "alpaca", "t.parquet") == [Instruction("Say it.", "", "It is.")]
+
+
 def test_parquet_that_cannot_be_read_is_explained(tmp_path: Path, parquet: bytes) -> None:
     (tmp_path / "t.parquet").write_bytes(parquet[:-100])
     with pytest.raises(DataError, match=r"t\.parquet: damaged or cut short"):
@@ -233,6 +239,12 @@ def test_the_map_that_would_fit_is_proposed_and_fits(name: str, record: dict[str
     assert proposal in str(error.value)
     if pairs := re.search(r"`fields: \{(.*)\}`", proposal):
         assert read(name, content, fields=dict(pair.split(": ") for pair in pairs[1].split(", ")))
+
+
+def test_odd_names_of_fields_do_not_break_the_message() -> None:
+    with pytest.raises(DataError, match=r"its fields are: a\\nb, \\ufeff \(") as error:
+        read("alpaca", json.dumps([{"a\nb": 1, "\ud83d": 2}]).encode())
+    assert str(error.value).isprintable()
 
 
 def test_wrong_types_name_the_place() -> None:

@@ -127,6 +127,12 @@ def test_a_wrong_place_is_looked_for(tokenizer: Tokenizer, start: int) -> None:
     assert outcome.changed == "context cut around the answer"
 
 
+def test_a_place_before_the_beginning_is_none_from_the_end(tokenizer: Tokenizer) -> None:
+    long = row(context="And so on. " * 100 + CONTEXT, answers=[{"text": "1847", "answer_start": -5}])
+    outcome = to_conversation(row_document(SOURCE, Place("x", "row", 1), long), tokenizer, 64)
+    assert "since 1847." in tokenizer.decode(memoryview(outcome.tokens).cast("H").tolist())
+
+
 def test_impossible_has_its_own_reply(tokenizer: Tokenizer) -> None:
     outcome = to_conversation(row_document(SOURCE, Place("x", "row", 1), row(is_impossible="true")), tokenizer, 128)
     written = tokenizer.decode(memoryview(outcome.tokens).cast("H").tolist())
