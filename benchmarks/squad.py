@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from svitlo.config import Source
-from svitlo.data.formats import Question
-from svitlo.data.instructions import squad
+from svitlo.data.formats import all_formats
+from svitlo.data.formats.squad import Question
 from svitlo.data.sources import KnownDigests, documents_of
 from svitlo.data.tokenizer import END_OF_TEXT, Tokenizer
 from svitlo.model.weights import model_from
@@ -42,8 +42,8 @@ def questions(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], str
     source = Source(name="squad", format="squad", files=[path.name])
     documents = documents_of(source, path.resolve().parent, Path(), KnownDigests({}), print)
     for found in documents.read(0, 0):
-        assert isinstance(found.raw, Question)
-        outcome = squad(found.raw, tokenizer, WINDOW)
+        assert isinstance(found.raw.content, Question)
+        outcome = all_formats()[source.format].to_conversation(found.raw.content, tokenizer, WINDOW)
         if outcome.dropped is None:
             tokens = np.frombuffer(outcome.tokens, "<u2").tolist()
             prompt = tokens[: outcome.mask.index(1)]

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from svitlo.errors import ConfigError
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING, Phase
@@ -20,7 +30,6 @@ from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING, Phase
 DATA_FILE = "data.yaml"
 
 UNPINNED = "unpinned"
-Format = Literal["text", "wikiextractor", "jsonl", "alpaca", "squad", "dailydialog"]
 
 
 class Section(BaseModel):
@@ -32,13 +41,31 @@ class Section(BaseModel):
 # --- data.yaml -------------------------------------------------------------------------------------------------------
 
 
+class FormatKind(Protocol):
+    """What data.yaml's sources are checked against: the formats themselves are on a floor above."""
+
+    @property
+    def gives(self) -> Literal["text", "conversations"]: ...
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
+
+    @property
+    def optional_fields(self) -> tuple[str, ...]: ...
+
+
+def _formats_of(info: ValidationInfo) -> Mapping[str, FormatKind]:
+    """The formats that there are; none where an object is made by the program itself."""
+    return info.context["formats"] if info.context else {}
+
+
 class Source(Section):
     """One place that text comes from: a data set on the hub, or files below `volumes/raw/`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """Names the source in the manifest and in reports."""
-    format: Format
-    """How documents or conversations are laid out."""
+    format: str
+    """How documents or conversations are laid out: the name of a module in data/formats/."""
     hub: str | None = None
     """Repository of a data set on the hub, `owner/name`."""
     configuration: str | None = None
@@ -58,6 +85,37 @@ class Source(Section):
     """Stop when the text does not look like English. `false` for other languages."""
     max_documents: int | None = Field(default=None, ge=1)
     """Stop after so many documents of this source."""
+    fields: dict[str, str] | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
+    """For records that use other names than the format: `{instruction: prompt, output: response}`. Left out of what is
+    recorded where it is not set: data prepared before there was this key stays what it was."""
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str, info: ValidationInfo) -> str:
+        formats = _formats_of(info)
+        if formats and name not in formats:
+            near = difflib.get_close_matches(name, formats, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`? " if near else ""
+            raise ValueError(f"no such format; {hint}There are: {', '.join(formats)}")
+        return name
+
+    @field_validator("fields")
+    @classmethod
+    def _fields_are_the_formats(cls, names: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
+        found = _formats_of(info).get(info.data.get("format", ""))
+        if names is None or found is None:
+            return names
+        if not found.fields:
+            raise ValueError(
+                f"format {info.data['format']} has no fields of its own: `field` and `title_field` name the record's"
+            )
+        known = [*found.fields, *found.optional_fields]
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}"
+                raise ValueError(f"format {info.data['format']} has no field `{name}`; {hint}")
+        return names
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> Source:
@@ -92,9 +150,24 @@ class PhaseData(Section):
         return self
 
 
+def _must_give(kind: Literal["text", "conversations"], why: str) -> AfterValidator:
+    """Each source's format gives what the phase learns from."""
+
+    def check(source: Source, info: ValidationInfo) -> Source:
+        formats = _formats_of(info)
+        if formats and formats[source.format].gives != kind:
+            allowed = ", ".join(name for name, found in formats.items() if found.gives == kind)
+            raise ValueError(f"{why}, so `format` must be one of {allowed} (found {source.format})")
+        return source
+
+    return AfterValidator(check)
+
+
 class TextData(PhaseData):
     """Phase 1: plain text as one stream of tokens."""
 
+    sources: list[Annotated[Source, _must_give("text", "phase 1 reads text")]] = Field(min_length=1)
+    """Read in this order."""
     max_tokens: int | None = Field(default=None, ge=1_000)
     """Stop after so many training tokens; empty means all."""
     shard_tokens: int = Field(default=2_097_152, ge=4_096)
@@ -102,30 +175,16 @@ class TextData(PhaseData):
     min_document_words: int = Field(default=10, ge=1)
     """Documents with fewer words are dropped and counted (redirects, empty pages)."""
 
-    @model_validator(mode="after")
-    def _formats_are_text(self) -> TextData:
-        _formats_must_be(self.sources, ("text", "wikiextractor", "jsonl"), "phase 1 reads text")
-        return self
-
 
 class ConversationData(PhaseData):
     """Phase 2: conversations, each at most one window long."""
 
+    sources: list[Annotated[Source, _must_give("conversations", "phase 2 reads conversations")]] = Field(min_length=1)
+    """Read in this order."""
     sequence_length: int = Field(default=256, ge=32, le=4_096)
     """The window in tokens. Not more than phase 1's `model.positions`."""
     shard_conversations: int = Field(default=16_384, ge=16)
     """Conversations in a shard."""
-
-    @model_validator(mode="after")
-    def _formats_are_conversations(self) -> ConversationData:
-        _formats_must_be(self.sources, ("alpaca", "squad", "dailydialog"), "phase 2 reads conversations")
-        return self
-
-
-def _formats_must_be(sources: list[Source], allowed: tuple[str, ...], why: str) -> None:
-    wrong = [f"{source.name}: {source.format}" for source in sources if source.format not in allowed]
-    if wrong:
-        raise ValueError(f"{why}, so `format` must be one of {', '.join(allowed)} (found {', '.join(wrong)})")
 
 
 class DataConfig(Section):
@@ -297,9 +356,9 @@ CONFIG_OF_PHASE: dict[Phase, type[PhaseConfig]] = {
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def load_data_config(folder: Path) -> DataConfig:
-    """Read `data.yaml`. Raises `ConfigError` with every mistake in it."""
-    return _load(folder / DATA_FILE, DataConfig)
+def load_data_config(folder: Path, formats: Mapping[str, FormatKind]) -> DataConfig:
+    """Read `data.yaml`. Raises `ConfigError` with every mistake in it. `formats`: those that there are, by name."""
+    return _load(folder / DATA_FILE, DataConfig, {"formats": formats})
 
 
 def load_phase_config(folder: Path, phase: Phase) -> PhaseConfig:
@@ -307,7 +366,7 @@ def load_phase_config(folder: Path, phase: Phase) -> PhaseConfig:
     return _load(folder / phase.config_file, CONFIG_OF_PHASE[phase])
 
 
-def _load(path: Path, kind: type[AnySection]) -> AnySection:
+def _load(path: Path, kind: type[AnySection], context: dict[str, Any] | None = None) -> AnySection:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
@@ -321,7 +380,7 @@ def _load(path: Path, kind: type[AnySection]) -> AnySection:
     if not isinstance(values, dict) and values is not None:
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(values).__name__} {str(values)[:60]!r}")
     try:
-        return kind.model_validate(values or {})
+        return kind.model_validate(values or {}, context=context)
     except ValidationError as error:
         mistakes = [_explain(kind, mistake) for mistake in error.errors()]
         heading = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"

@@ -13,6 +13,7 @@ from svitlo.config import (
     load_data_config,
     load_phase_config,
 )
+from svitlo.data.formats import all_formats
 from svitlo.errors import ConfigError
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from tests.conftest import DATA, ROOT
@@ -77,7 +78,7 @@ def test_phase_2_has_no_shape_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["config", "config/offline", "config/demo"])
 def test_the_configurations_that_come_with_the_project_are_valid(folder: str) -> None:
-    load_data_config(ROOT / folder)
+    load_data_config(ROOT / folder, all_formats())
     load_phase_config(ROOT / folder, PRETRAINING)
     load_phase_config(ROOT / folder, INSTRUCTION_TUNING)
 
@@ -128,7 +129,7 @@ def test_what_does_not_change_the_result_is_not_part_of_the_identity() -> None:
         ({"files": None, "hub": "a/b"}, "`revision` is missing"),
         ({"format": "alpaca"}, "phase 1 reads text"),
         ({"format": "texd"}, "phase1.sources.0.format = 'texd'"),
-        ({"fiels": []}, "did you mean `files`?"),
+        ({"filse": []}, "did you mean `files`?"),
     ],
 )
 def test_sources(tmp_path: Path, change: dict[str, object], part: str) -> None:
@@ -136,5 +137,5 @@ def test_sources(tmp_path: Path, change: dict[str, object], part: str) -> None:
     content["phase1"]["sources"][0].update(change)
     write(tmp_path, yaml.safe_dump(content), "data.yaml")
     with pytest.raises(ConfigError) as error:
-        load_data_config(tmp_path)
+        load_data_config(tmp_path, all_formats())
     assert part in str(error.value)

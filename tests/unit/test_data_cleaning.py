@@ -104,3 +104,20 @@ def test_white_space_that_nobody_wrote_does_not_stop_the_tokenizer() -> None:
 def test_nothing_odd_is_printable() -> None:
     """`clean_characters` looks no further where everything is."""
     assert not [character for character in _ODD if character.isprintable()]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "unit", [";", ", ", "; ;", "-", "(", "( ", "[[", "{{", "'", ". ", " ,", "\n ", "s", "<ref", "&amp;"]
+)
+def test_a_row_of_marks_costs_what_its_length_costs(unit: str) -> None:
+    """With a price for each pair of places, this would take hours."""
+    row = unit * (200_000 // len(unit))
+    for text in (row, f"a {row} ,) b", f"a ' {row}"):
+        clean_text(text)
+        clean_content(text)
+        detokenize(text)
+
+
+def test_marks_before_a_closing_bracket_go() -> None:
+    assert clean_text("a (b;;, ) c; d, e:") == "a (b) c; d, e:"

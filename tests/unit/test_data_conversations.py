@@ -57,10 +57,29 @@ def test_layout() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([("system", " Be brief. "), ("user", "Hi")], "### User:\nBe brief.\n\nHi\n\n### Assistant:\n"),
+        ([("system", ""), ("user", "Hi")], "### User:\nHi\n\n### Assistant:\n"),
+        ([("user", "Hi"), ("system", "Be brief.")], "### User:\nBe brief.\n\nHi\n\n### Assistant:\n"),
+        (
+            [("system", "A."), ("system", "B."), ("user", "Hi"), ("assistant", "Yes."), ("user", "So?")],
+            "### User:\nA.\n\nB.\n\nHi\n\n### Assistant:\nYes.<|endoftext|>\n\n### User:\nSo?\n\n### Assistant:\n",
+        ),
+        ([("system", "Be brief.")], "### User:\nBe brief.\n\n### Assistant:\n"),
+    ],
+)
+def test_a_system_text_stands_in_front_of_the_first_user_turn(messages: list[tuple[str, str]], text: str) -> None:
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(CHAT_TEMPLATE)
+    given = [{"role": role, "content": content} for role, content in messages]
+    assert template.render(messages=given, add_generation_prompt=True, raise_exception=raise_exception) == text
+
+
 def test_unknown_role_is_refused() -> None:
     template = jinja2.Environment(autoescape=False).from_string(CHAT_TEMPLATE)
-    with pytest.raises(ValueError, match="system"):
-        template.render(messages=[{"role": "system", "content": "x"}], raise_exception=raise_exception)
+    with pytest.raises(ValueError, match="tool"):
+        template.render(messages=[{"role": "tool", "content": "x"}], raise_exception=raise_exception)
 
 
 @settings(max_examples=150, deadline=None)

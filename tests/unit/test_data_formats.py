@@ -12,6 +12,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -19,24 +20,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svitlo.config import Source
-from svitlo.data.formats import LONGEST_DOCUMENT, Question, Raw, Text, raw_documents
-from svitlo.data.jsonstream import json_values
+from svitlo.data.formats import Text, raw_documents
+from svitlo.data.formats.alpaca import Instruction
+from svitlo.data.formats.squad import Question
+from svitlo.data.formats.text import LONGEST_DOCUMENT
 from svitlo.data.sources import FileDocuments, KnownDigests, find_files
 from svitlo.errors import DataError
 
 ENGLISH = "The sun is a star and it is the centre of the system that we live in. "
 
 
-def read(format_name: str, content: str | bytes, **options: object) -> list[Raw]:
+def read(format_name: str, content: str | bytes, **options: object) -> list[Any]:
     source = Source(name="s", format=format_name, files=["x"], **options)  # type: ignore[arg-type]
     data = content.encode() if isinstance(content, str) else content
-    return list(raw_documents(source, "file.x", io.BufferedReader(io.BytesIO(data))))  # type: ignore[arg-type]
+    return [raw.content for raw in raw_documents(source, "file.x", io.BufferedReader(io.BytesIO(data)))]  # type: ignore[arg-type]
 
 
-def documents(folder: Path, format_name: str, *patterns: str, **options: object) -> list[Raw]:
+def documents(folder: Path, format_name: str, *patterns: str, **options: object) -> list[Any]:
     source = Source(name="s", format=format_name, files=list(patterns), **options)  # type: ignore[arg-type]
     files = FileDocuments(source, find_files(source, folder, lambda _: None), KnownDigests({}))
-    return [found.raw for found in files.read(0, 0)]
+    return [found.raw.content for found in files.read(0, 0)]
 
 
 # --- text
@@ -58,16 +61,16 @@ def test_text_with_byte_order_mark_and_windows_line_ends() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(alphabet="ab \n", max_size=30), max_size=8), st.integers(1, 7))
 def test_text_blocks_do_not_depend_on_how_the_file_is_read(blocks: list[str], size: int) -> None:
-    from svitlo.data import formats
+    from svitlo.data.formats import text
 
     content = "\n\n".join(blocks)
     whole = read("text", content)
-    before = formats.BLOCK_CHARACTERS
-    formats.BLOCK_CHARACTERS = size
+    before = text.BLOCK_CHARACTERS
+    text.BLOCK_CHARACTERS = size
     try:
         assert read("text", content) == whole
     finally:
-        formats.BLOCK_CHARACTERS = before
+        text.BLOCK_CHARACTERS = before
 
 
 def test_one_enormous_line_is_cut_at_sentences_in_bounded_memory() -> None:
@@ -93,12 +96,12 @@ def test_one_enormous_line_is_cut_at_sentences_in_bounded_memory() -> None:
     tracemalloc.start()
     parts, total = 0, 0
     for raw in raw_documents(source, "file.x", io.BufferedReader(Endless())):
-        assert isinstance(raw, Text)
-        assert len(raw.body) <= LONGEST_DOCUMENT
+        body = raw.content.body
+        assert len(body) <= LONGEST_DOCUMENT
         parts += 1
-        total += len(raw.body) + 1  # the space after it
+        total += len(body) + 1  # the space after it
         if total < 19_000_000:
-            assert raw.body.endswith("live in.")
+            assert body.endswith("live in.")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert abs(total - 20_000_000) <= 1
@@ -108,7 +111,7 @@ def test_one_enormous_line_is_cut_at_sentences_in_bounded_memory() -> None:
 
 def test_line_without_any_space_is_cut_too() -> None:
     parts = read("text", "x" * (LONGEST_DOCUMENT * 2))
-    assert sum(len(part.body) for part in parts) == LONGEST_DOCUMENT * 2  # type: ignore[union-attr]
+    assert sum(len(part.body) for part in parts) == LONGEST_DOCUMENT * 2
 
 
 # --- WikiExtractor and JSON
@@ -145,24 +148,6 @@ def test_jsonl_fields() -> None:
         read("jsonl", content)
     with pytest.raises(DataError, match="should be text and is int"):
         read("jsonl", '{"text": 5}')
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    values=st.lists(st.dictionaries(st.text(max_size=4), st.one_of(st.text(max_size=9), st.integers(), st.none()))),
-    block=st.integers(1, 40),
-    as_array=st.booleans(),
-)
-def test_json_values_do_not_depend_on_blocks(values: list[object], block: int, as_array: bool) -> None:
-    from svitlo.data import jsonstream
-
-    content = json.dumps(values, indent=2) if as_array else "\n".join(map(json.dumps, values))
-    before = jsonstream.BLOCK_CHARACTERS
-    jsonstream.BLOCK_CHARACTERS = block
-    try:
-        assert list(json_values(io.StringIO(content))) == values
-    finally:
-        jsonstream.BLOCK_CHARACTERS = before
 
 
 @pytest.mark.parametrize(
@@ -210,9 +195,23 @@ def test_dialogue_lines_end_with_the_marker() -> None:
         read("dailydialog", "Hello . __eou__ Hi . __eou__\nplain line\n")
 
 
+def test_dialogues_in_rows() -> None:
+    expected = [["Hello .", "Hi ."]]
+    for dialog in (["Hello .", "", " Hi ."], "Hello . __eou__ Hi . __eou__"):
+        assert read("dailydialog", json.dumps([{"dialog": dialog, "act": [1, 2]}])) == expected
+    with pytest.raises(
+        DataError, match=r"file\.x: record 1: the field `dialog` should be a list .* and is text: 'Hello"
+    ):
+        read("dailydialog", '[{"dialog": "Hello there"}]')
+    with pytest.raises(
+        DataError, match=r"file\.x: line 2: the field `dialog` should be a list .* and is list: \['a', 5\]"
+    ):
+        read("dailydialog", '{"dialog": ["a", "b"]}\n{"dialog": ["a", 5]}\n')
+
+
 def test_control_characters_in_json_do_not_split_records() -> None:
     record = {"instruction": "a\x0bb\u2028c", "input": "", "output": "\x01x"}
-    assert read("alpaca", json.dumps([record])) == [record]
+    assert read("alpaca", json.dumps([record])) == [Instruction(**record)]
 
 
 def test_not_utf8_is_explained() -> None:
@@ -250,7 +249,7 @@ def test_members_of_tar(tmp_path: Path, kind: str) -> None:
         add(archive, "parsed/readme.md", "not this")
         add(archive, "parsed/wiki_01", f"B\n{ENGLISH}")
     (tmp_path / f"wiki.tar.{kind}").write_bytes(PACKINGS[kind](packed.getvalue()))
-    assert [raw.body[0] for raw in documents(tmp_path, "text", "wiki.tar*::*wiki_*")] == ["A", "B"]  # type: ignore[union-attr]
+    assert [raw.body[0] for raw in documents(tmp_path, "text", "wiki.tar*::*wiki_*")] == ["A", "B"]
     with pytest.raises(
         DataError, match=r"no member fits `\*\.txt`; the archive holds parsed/wiki_00, parsed/readme.md"
     ):
@@ -283,7 +282,7 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> N
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"{path.stem}\n{ENGLISH}")
-    assert [raw.body[0] for raw in documents(tmp_path, "text", "**/*.txt", "a.txt")] == ["a", "b", "c"]  # type: ignore[union-attr]
+    assert [raw.body[0] for raw in documents(tmp_path, "text", "**/*.txt", "a.txt")] == ["a", "b", "c"]
 
 
 def test_missing_files_and_wrong_patterns(tmp_path: Path) -> None:
@@ -314,7 +313,7 @@ def test_links_that_are_not_followed_are_named(tmp_path: Path) -> None:
     ("format_name", "content", "words"),
     [
         ("text", b"%PDF-1.7 \x00\x01", "is a PDF document"),
-        ("text", b"PAR1\x15\x00", "is a parquet file"),
+        ("text", b"PAR1\x15\x00", "looks like parquet"),
         ("text", b"some\x00\x01\x02binary\x03\x04", "not text: 5 control characters"),
         ("text", "UTF-16".encode("utf-16"), "is UTF-16"),
         ("text", b'<doc id="1" url="u" title="T">\n', "looks like wikiextractor"),

@@ -7,9 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svitlo.data.formats import Question
-from svitlo.data.instructions import NOT_IN_TEXT, Outcome, alpaca, dailydialog, squad
+from svitlo.data.formats import all_formats
+from svitlo.data.formats.alpaca import Instruction
+from svitlo.data.formats.squad import NOT_IN_TEXT, Question
+from svitlo.data.instructions import Outcome
 from svitlo.data.tokenizer import Tokenizer
+
+squad = all_formats()["squad"].to_conversation
+dailydialog = all_formats()["dailydialog"].to_conversation
+
+
+def alpaca(record: dict[str, str], tokenizer: Tokenizer, window: int) -> Outcome:
+    return all_formats()["alpaca"].to_conversation(Instruction(**record), tokenizer, window)
+
 
 CONTEXT = "The old mill stands by the river. It was built in 1847 by Anna Holm, and still grinds rye every autumn."
 

@@ -3,6 +3,7 @@
     corpus.txt corpus.txt.gz .xz .bz2 .zst       one stream each
     archive.zip::pattern  archive.tar.xz::pattern
                                                  one for each member that fits (zip: by name; tar: as they stand)
+    archive.zip::docs/**/*.txt                   `**`: any number of folders
 
 The packing is told by the first bytes and not by the name.
 """
@@ -11,20 +12,22 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
+import fnmatch
 import gzip
 import io
 import lzma
+import re
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, Self, cast
 
+from svitlo.data.head import HEAD_BYTES
 from svitlo.errors import DataError
-
-HEAD_BYTES = 65_536
-"""So many bytes can be looked at before they are read."""
 
 
 def broken_archive_errors() -> tuple[type[BaseException], ...]:
@@ -39,14 +42,20 @@ def broken_archive_errors() -> tuple[type[BaseException], ...]:
     return tuple(errors)
 
 
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, NotImplementedError)
+
+
 class PackedFile:
     """One file below `volumes/raw/`, and how much of it has been read."""
 
-    def __init__(self, path: Path, members: str | None, name: str) -> None:
+    def __init__(
+        self, path: Path, members: str | None, name: str, announce: Callable[[str], None] = lambda _: None
+    ) -> None:
         """`members`: pattern for the members of an archive. `name`: what to call the file in messages."""
         self.path = path
         self.members = members
         self.name = name
+        self._announce = announce
         self.num_bytes = path.stat().st_size
         self._raw: IO[bytes] | None = None
         self._is_read = False
@@ -80,19 +89,41 @@ class PackedFile:
     def _zip_members(self, raw: IO[bytes], pattern: str) -> Iterator[tuple[str, io.BufferedReader]]:
         try:
             archive = zipfile.ZipFile(raw)
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{self.name}: damaged zip archive ({error}). Copy or download it again") from error
-        names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-        fitting = [name for name in names if _fits(name, pattern)]
-        self._require(fitting, names)
-        for name in fitting:
-            full_name = f"{self.name}::{name}"
-            with archive.open(name) as member:
+        except _DAMAGED_ZIP as error:
+            raise self._damaged_zip(error) from error
+        # By entry and not by name: tools that append leave two of one name.
+        entries = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
+        fitting = [info for info in entries if _fits(info.filename, pattern)]
+        self._require(len(fitting), [info.filename for info in entries])
+        for info in fitting:
+            full_name = f"{self.name}::{info.filename}"
+            if info.flag_bits & 1:
+                raise DataError(f"{full_name}: is encrypted. Unpack the archive with its password and name the files")
+            try:
+                member = archive.open(info)
+            except NotImplementedError:
+                raise DataError(
+                    f"{full_name}: is compressed by method {info.compress_type}, which cannot be read here. "
+                    f"Unpack the archive with the program that made it and name the files"
+                ) from None
+            except _DAMAGED_ZIP as error:
+                raise self._damaged_zip(error) from error
+            with member:
                 yield full_name, _unpacked(member, full_name)
 
+    def _damaged_zip(self, error: BaseException) -> BaseException:
+        """The library goes to places that a damaged directory names, which the system refuses."""
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            return error
+        return DataError(f"{self.name}: damaged zip archive ({error}). Copy or download it again")
+
     def _tar_members(self, raw: IO[bytes], pattern: str) -> Iterator[tuple[str, io.BufferedReader]]:
-        names, has_any = [], False
-        with tarfile.open(fileobj=_unpacked(raw, self.name), mode="r|") as archive:
+        names: list[str] = []
+        num_fitting = 0
+        # Several archives one behind the other are read as one: people join the parts of a download.
+        with tarfile.open(
+            fileobj=_unpacked(raw, self.name), mode="r|", tarinfo=_strict_headers(self.name), ignore_zeros=True
+        ) as archive:
             for info in archive:
                 if not info.isfile():
                     continue
@@ -100,20 +131,66 @@ class PackedFile:
                 member = archive.extractfile(info)
                 if not _fits(info.name, pattern) or member is None:
                     continue
-                has_any = True
+                num_fitting += 1
                 full_name = f"{self.name}::{info.name}"
                 yield full_name, _unpacked(cast(IO[bytes], _Adapter(member)), full_name)
-        self._require(has_any, names)
+        self._require(num_fitting, names)
 
-    def _require(self, fitting: object, names: list[str]) -> None:
-        if not fitting:
+    def _require(self, num_fitting: int, names: list[str]) -> None:
+        if not num_fitting:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             raise DataError(f"{self.name}: no member fits `{self.members}`; the archive holds {shown or 'no files'}")
+        if num_fitting < len(names):
+            self._announce(f"{self.name}: {num_fitting:,} of {len(names):,} members fit `{self.members}`")
 
 
 def _fits(name: str, pattern: str) -> bool:
+    """As below a folder, but that a pattern without `**` fits in every folder of the archive."""
     path = PurePosixPath(name)
-    return not path.name.startswith("._") and "__MACOSX" not in path.parts and path.match(pattern)
+    if path.name.startswith("._") or "__MACOSX" in path.parts:
+        return False
+    if "**" not in PurePosixPath(pattern).parts:
+        return path.match(pattern)
+    return _parts_fit([part for part in path.parts if part != "/"], list(PurePosixPath(pattern).parts))
+
+
+def _parts_fit(parts: list[str], patterns: list[str]) -> bool:
+    """`**` stands for any number of folders, none among them; at the end for all that is in them."""
+    if not patterns:
+        return not parts
+    if patterns[0] != "**":
+        return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _parts_fit(parts[1:], patterns[1:])
+    rest = patterns[1:] or ["*"]
+    return any(_parts_fit(parts[skipped:], rest) for skipped in range(len(parts)))
+
+
+def _strict_headers(name: str) -> type[tarfile.TarInfo]:
+    """Headers of one tar archive. The library takes a damaged header, and a missing end, for the end."""
+
+    class StrictInfo(tarfile.TarInfo):
+        has_end = False
+
+        @classmethod
+        def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+            assert archive.fileobj is not None
+            place = archive.fileobj.tell()
+            try:
+                found = super().fromtarfile(archive)
+            except tarfile.HeaderError as error:
+                kind = type(error).__name__
+                if kind == "EOFHeaderError":  # a block of zeros
+                    StrictInfo.has_end = True
+                elif kind != "EmptyHeaderError" or not StrictInfo.has_end:
+                    reason = "its end is missing" if kind == "EmptyHeaderError" else str(error)
+                    raise DataError(
+                        f"{name}: damaged or cut short ({reason}, at byte {place:,} of the tar archive). Copy or "
+                        f"download it again"
+                    ) from None
+                raise
+            StrictInfo.has_end = False
+            return found
+
+    return StrictInfo
 
 
 def _archive_kind(path: Path) -> str | None:
@@ -128,22 +205,37 @@ def _archive_kind(path: Path) -> str | None:
         return "tar" if block[257:262] == b"ustar" else None
 
 
+_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+
+
 def _unpacked(packed: IO[bytes], name: str) -> io.BufferedReader:
     """The content of a stream that may be compressed."""
     stream: io.BufferedReader = io.BufferedReader(cast(io.RawIOBase, packed), HEAD_BYTES)
-    head = stream.peek(6)
+    head = stream.peek(10)
     content: IO[bytes]
     if head.startswith(b"\x1f\x8b"):
         content = cast(IO[bytes], gzip.GzipFile(fileobj=stream))
     elif head.startswith(b"\xfd7zXZ\x00"):
         content = cast(IO[bytes], lzma.LZMAFile(stream))  # noqa: SIM115 — closed with the file
-    elif head.startswith(b"BZh"):
-        content = cast(IO[bytes], bz2.BZ2File(stream))
+    elif _BZIP2.match(head):
+        content = cast(IO[bytes], _Bzip2(stream))
     elif head.startswith(b"\x28\xb5\x2f\xfd"):
         content = _zstandard(stream, name)
     else:
         return stream
     return io.BufferedReader(cast(io.RawIOBase, content), HEAD_BYTES)
+
+
+class _Bzip2(bz2.BZ2File):
+    """The library calls damaged data an `OSError`, which would be told as one of the disk."""
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise EOFError(str(error)) from None
 
 
 class _Adapter(io.RawIOBase):

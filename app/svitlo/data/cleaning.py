@@ -45,7 +45,8 @@ _PLACEHOLDER = re.compile(r"(?:formula|codice)_\d+")
 # Patterns that start with a plain character: the others are tried at each of a corpus's hundreds of millions of places.
 _EMPTY_BRACKETS = re.compile(r"\([\s,;:/–-]*\)|\[[\s,;:]*\]")
 _BRACKET_START = re.compile(r"\(\s*[,;:][\s,;:]*")
-_BRACKET_END = re.compile(r"[,;:][\s,;:]*\)")
+_BRACKET_END = re.compile(r"[,;:][\s,;:]*+(\)?)")
+"""Marks with or without the bracket that they stand before: so that a row of them is looked at once."""
 _SPACED_MARK = re.compile(r" ([,;.!?:])(?=[ \n]|$)")
 _DOUBLED_COMMA = re.compile(r",\s*,[\s,]*")
 _LINE_START = re.compile(r"\n[,;][,; \n]*")
@@ -98,7 +99,7 @@ def _fill_holes(text: str) -> str:
     if "(" in text or "[" in text:
         text = _BRACKET_START.sub("(", text)
         if any(end in text for end in _BRACKET_ENDS):
-            text = _BRACKET_END.sub(")", text)
+            text = _BRACKET_END.sub(lambda found: found[1] or found[0], text)
         text = _EMPTY_BRACKETS.sub("", text)
     if ",," in text or ", ," in text:
         text = _DOUBLED_COMMA.sub(", ", text)

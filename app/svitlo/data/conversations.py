@@ -18,28 +18,37 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from svitlo.data.tokenizer import END_OF_TEXT, Tokenizer, pack
+from svitlo.data.tokenizer import END_OF_TEXT, END_OF_TEXT_TOKEN, Tokenizer, pack
 
 USER = "### User:\n"
 ASSISTANT = "### Assistant:\n"
 SEPARATOR = "\n\n"
 
 # White space at the edges of a content would merge with the template's own into other tokens, so it is cut off.
+# System texts stand in front of the first user turn, as in training (data/formats/messages.py).
 CHAT_TEMPLATE = (
+    "{%- set ns = namespace(system='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' and (message['content'] | trim) -%}"
+    "{%- set ns.system = ns.system ~ (message['content'] | trim) ~ '\\n\\n' -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}"
-    "{{- '### User:\\n' ~ (message['content'] | trim) ~ '\\n\\n' -}}"
+    "{{- '### User:\\n' ~ ns.system ~ (message['content'] | trim) ~ '\\n\\n' -}}"
+    "{%- set ns.system = '' -%}"
     "{%- elif message['role'] == 'assistant' -%}"
     "{{- '### Assistant:\\n' ~ (message['content'] | trim) ~ '<|endoftext|>' -}}"
     "{%- if add_generation_prompt or not loop.last -%}{{- '\\n\\n' -}}{%- endif -%}"
-    "{%- else -%}"
-    "{{- raise_exception('this model knows the roles user and assistant, not ' ~ message['role']) -}}"
+    "{%- elif message['role'] != 'system' -%}"
+    "{{- raise_exception('this model knows the roles system, user and assistant, not ' ~ message['role']) -}}"
     "{%- endif -%}"
     "{%- endfor -%}"
+    "{%- if ns.system -%}{{- '### User:\\n' ~ ns.system -}}{%- endif -%}"
     "{%- if add_generation_prompt -%}{{- '### Assistant:\\n' -}}{%- endif -%}"
 )
 
-_END_OF_TEXT = pack([50256])
+_END_OF_TEXT = pack([END_OF_TEXT_TOKEN])
 assert END_OF_TEXT in CHAT_TEMPLATE
 
 

@@ -16,7 +16,7 @@ _CLOCK = re.compile(r"\b([oO]) ?' ?(clock)\b")
 _ONE_WORD = re.compile(r"\b(ma|Ma|y|Y) ?' ?(am|all)\b")
 _IRISH = re.compile(r"\bO ?' ?([A-Z][a-z]+)")
 _LEFT_OUT = re.compile(r"(?<!\w) ?' (em|cause|til|bout|cuz)\b")
-_PLURAL = re.compile(r"(\w*s) ' (?=[a-z])")
+_PLURAL = re.compile(r"\b(\w*s) ' (?=[a-z])")
 _SPLIT_NOT = re.compile(r"\b(do|does|did|is|are|was|were|have|has|had|wo|would|could|should|ca|must|need) n't\b", re.I)
 
 _DOTS = re.compile(r"(?: ?\. ?){2,}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svitlo.config import DATA_FILE, UNPINNED, DataConfig, PhaseData, load_data_config
+from svitlo.data.formats import all_formats
 from svitlo.data.journal import Journal
 from svitlo.data.report import Reporter
 from svitlo.data.tokenizer import tokenizer_sha256
@@ -35,7 +36,7 @@ def prepare(config_dir: Path, volumes: Volumes, interruption: Interruption) -> s
     Raises `ConfigError`, `DataError`, `VolumeError`, `AlreadyRunning`, and `Interrupted` after a signal: at once, also
     in the middle of a long download, because every file that was written is whole.
     """
-    config = load_data_config(config_dir)
+    config = load_data_config(config_dir, all_formats())
     volumes.require_writable("data", "logs", *(["cache"] if _uses_hub(config) else []))
     if any(source.files for phase in PHASES for source in config.of(phase).sources):
         volumes.require("raw")

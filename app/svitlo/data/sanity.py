@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from svitlo.data.formats import Question, Raw, Text
+from svitlo.config import Source
+from svitlo.data.formats import Raw, all_formats, needed_names, texts_in
+from svitlo.data.head import Head, head_of
 from svitlo.errors import DataError
 
 SAMPLE_CHARACTERS = 20_000
@@ -24,74 +26,68 @@ _COMMON_WORDS = frozenset(
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 _MAGIC = {
-    b"%PDF": "a PDF document", b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image",
-    b"PAR1": "a parquet file", b"\x7fELF": "a program", b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive",
-    b"{\\rtf": "an RTF document", b"\xd0\xcf\x11\xe0": "an old Office document", b"SQLite": "an SQLite database",
-    b"ARROW1": "an Arrow file", b"\x80\x04": "a pickle", b"\x93NUMPY": "a NumPy array",
+    b"%PDF-": "a PDF document", b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF87a": "a GIF image",
+    b"GIF89a": "a GIF image", b"\x7fELF": "a program", b"7z\xbc\xaf": "a 7-Zip archive",
+    b"Rar!\x1a\x07": "a RAR archive", b"{\\rtf": "an RTF document", b"\xd0\xcf\x11\xe0": "an old Office document",
+    b"SQLite format 3\0": "an SQLite database", b"ARROW1\0": "an Arrow file", b"\x80\x04": "a pickle",
+    b"\x93NUMPY": "a NumPy array",
+}  # fmt: skip
+_MARKUP = {
+    "<!doctype html": "an HTML page", "<html": "an HTML page", "<mediawiki": "a dump of a wiki", "<?xml": "XML",
 }  # fmt: skip
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def check_head(name: str, format_name: str, head: bytes) -> None:
-    """Look at the first bytes of a stream. Raises `DataError` for what is not text, or plainly another format."""
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            raise DataError(
-                f"{name}: is {kind} (it begins with {head[:16]!r}) and not text. Convert it, or name others"
-            )
-    if head.startswith(_UTF16):
-        raise DataError(f"{name}: is UTF-16 ({head[:16]!r}). Convert it to UTF-8: `iconv -f UTF-16 -t UTF-8`")
-    control = sum(byte < 9 or 13 < byte < 32 for byte in head)
-    if b"\0" in head or control > len(head) // 100:
-        at = next(number for number, byte in enumerate(head) if byte < 9 or 13 < byte < 32)
-        raise DataError(
-            f"{name}: not text: {control:,} control characters in the first {len(head):,} bytes, for example in "
-            f"{head[max(0, at - 10) : at + 20]!r}"
-        )
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    seen = start[:80].decode("utf-8", "replace")
-    likely = _likely_format(start)
-    if not start or likely is None:
+def check_head(name: str, source: Source, content: bytes) -> None:
+    """Look at the first bytes of a stream. Raises `DataError` for what is no text, or plainly of another format."""
+    head = head_of(name, content)
+    if head.kind == "parquet":
         return
-    accepted = {"wikiextractor-json": {"wikiextractor", "jsonl"}, "json": {"alpaca", "squad", "jsonl"}}
-    if format_name not in accepted.get(likely, {likely}):
+    for magic, kind in _MAGIC.items():
+        if content.startswith(magic):
+            raise DataError(
+                f"{name}: is {kind} (it begins with {content[:16]!r}) and not text. Convert it, or name others"
+            )
+    if content.startswith(_UTF16):
+        raise DataError(f"{name}: is UTF-16 ({content[:16]!r}). Convert it to UTF-8: `iconv -f UTF-16 -t UTF-8`")
+    control = sum(byte < 9 or 13 < byte < 32 for byte in content)
+    if b"\0" in content or control > len(content) // 100:
+        at = next(number for number, byte in enumerate(content) if byte < 9 or 13 < byte < 32)
         raise DataError(
-            f"{name}: looks like {likely}, and data.yaml says `format: {format_name}`. It begins with {seen!r}"
+            f"{name}: not text: {control:,} control characters in the first {len(content):,} bytes, for example in "
+            f"{content[max(0, at - 10) : at + 20]!r}"
         )
+    for beginning, kind in _MARKUP.items():
+        if head.start[:20].lower().startswith(beginning):
+            raise DataError(
+                f"{name}: is {kind} (it begins with {head.start[:40]!r}), whose markup would be learnt as language. "
+                f"Save it as text (`pandoc -t plain`), or dumps of wikis with WikiExtractor (`format: wikiextractor`)"
+            )
+    _check_format(head, source)
 
 
-def _likely_format(start: bytes) -> str | None:
-    if start.startswith(b"<doc id="):
-        return "wikiextractor"
-    if b" __eou__" in start[:4_096]:
-        return "dailydialog"
-    if start[:1] in (b"{", b"["):
-        keys = set(re.findall(rb'"(\w+)"\s*:', start[:65_536]))
-        if {b"paragraphs", b"qas"} & keys or {b"context", b"answers"} <= keys:
-            return "squad"
-        if {b"instruction", b"output"} <= keys:
-            return "alpaca"
-        if {b"title", b"text"} <= keys:
-            return "wikiextractor-json"
-        if b'":' in start[:65_536]:
-            return "json"
-    return None
+def _check_format(head: Head, source: Source) -> None:
+    """The format that the user said counts, unless the file is plainly of another one and has not what it needs."""
+    formats = all_formats()
+    chosen = formats[source.format]
+    likely = [found for found in formats.values() if found.looks_like(head)]
+    if not likely or chosen in likely or (head.kind == "json" and needed_names(chosen, source) <= head.fields):
+        return
+    best = max(likely, key=lambda found: len(found.fields))
+    raise DataError(
+        f"{head.name}: looks like {best.name}, and data.yaml says `format: {chosen.name}` (source {source.name}). It "
+        f"begins with {head.start[:80]!r}"
+    )
 
 
 def text_of(raw: Raw) -> str:
     """All the text of a raw document."""
-    if isinstance(raw, Text):
-        return f"{raw.title} {raw.body}"
-    if isinstance(raw, Question):
-        return f"{raw.context} {raw.question}"
-    return " ".join(raw.values() if isinstance(raw, dict) else raw)
+    return " ".join(texts_in(raw.content))
 
 
 def size_of(raw: Raw) -> int:
     """About how many characters a raw document has."""
-    if isinstance(raw, Question):
-        return len(raw.context) + len(raw.question)
-    return sum(map(len, raw.values() if isinstance(raw, dict) else raw))
+    return sum(map(len, texts_in(raw.content)))
 
 
 class LanguageCheck:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from svitlo.config import UNPINNED, Source
-from svitlo.data.archives import HEAD_BYTES, PackedFile, broken_archive_errors
-from svitlo.data.formats import Raw, needed_fields, raw_documents, row_document
+from svitlo.data.archives import PackedFile, broken_archive_errors
+from svitlo.data.formats import Raw, missing_column, raw_documents, row_document, used_columns
+from svitlo.data.head import HEAD_BYTES
+from svitlo.data.records import Place
 from svitlo.data.sanity import LanguageCheck, check_head
 from svitlo.errors import DataError, SvitloError
 from svitlo.storage.files import sha256_of
@@ -71,7 +73,7 @@ def find_files(source: Source, raw_folder: Path, announce: Announce) -> list[Pac
         paths = sorted(path for path in raw_folder.glob(glob) if path.is_file() and not path.name.startswith("."))
         for path in paths:
             name = path.relative_to(raw_folder).as_posix()
-            found.setdefault(f"{name}::{members}", PackedFile(path, members or None, name))
+            found.setdefault(f"{name}::{members}", PackedFile(path, members or None, name, announce))
         if not paths:
             unused.append(pattern)
     if not found:
@@ -129,18 +131,21 @@ class FileDocuments:
     def read(self, unit: int, number: int) -> Iterator[Positioned]:
         current = 0
         for file in self._files:
+            where = file.name
             try:
                 for name, stream in file.streams():
                     if current >= unit:
+                        where = name
                         first = number if current == unit else 0
-                        check_head(name, self._source.format, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+                        check_head(name, self._source, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
                         for index, raw in enumerate(self._checked(name, raw_documents(self._source, name, stream))):
                             if index >= first:
                                 yield Positioned(current, index, raw)
+                    where = file.name
                     current += 1
             except broken_archive_errors() as error:
                 raise DataError(
-                    f"{file.name}: damaged or cut short ({error or type(error).__name__}). Copy or download it again"
+                    f"{where}: damaged or cut short ({error or type(error).__name__}). Copy or download it again"
                 ) from error
 
     def _checked(self, name: str, documents: Iterator[Raw]) -> Iterator[Raw]:
@@ -195,7 +200,7 @@ class HubDocuments:
         rows = self._load(name)
         check = LanguageCheck(name, expect_english=self._source.check_language)
         for index, row in enumerate(_python_rows(rows, number), start=number):
-            raw = row_document(self._source, name, row)
+            raw = row_document(self._source, Place(name, "row", index + 1), row)
             check.see(raw)
             self._next = index + 1
             yield Positioned(0, index, raw)
@@ -257,15 +262,11 @@ class HubDocuments:
                 rows = datasets.load_dataset(**arguments, download_mode="force_redownload")
             except Exception as again:
                 raise self._explained(again) from again
-        missing = [field for field in needed_fields(self._source) if field not in rows.column_names]
-        if missing:
-            raise DataError(
-                f"{name}: its rows have no field `{missing[0]}`; their fields are: {', '.join(rows.column_names)} "
-                f"(source {self._source.name} in data.yaml, format {self._source.format})"
-            )
-        self._rows = rows.select_columns(
-            [field for field in (*needed_fields(self._source), "is_impossible") if field in rows.column_names]
-        )
+        problem = missing_column(self._source, rows.column_names)
+        if problem is not None:
+            raise DataError(f"{name}: {problem}")
+        used = used_columns(self._source)
+        self._rows = rows.select_columns([field for field in rows.column_names if field in used])
         return self._rows
 
     def _explained(self, error: Exception) -> SvitloError:

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from svitlo.data.cleaning import clean_text, normalized
-from svitlo.data.formats import Raw, Text
-from svitlo.data.instructions import Outcome, conversation, digest, dropped
+from svitlo.data.formats import Raw, Text, to_conversation
+from svitlo.data.instructions import Outcome, digest, dropped
 from svitlo.data.tokenizer import END_OF_TEXT_TOKEN, Tokenizer, pack
 
 _HAS_LETTER = re.compile(r"[^\W\d_]")
@@ -38,8 +38,8 @@ class TextTask(Task):
     min_document_words: int = 1
 
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
-        assert isinstance(raw, Text)
-        text = clean_document(raw)
+        assert isinstance(raw.content, Text)
+        text = clean_document(raw.content)
         if not text:
             return dropped("empty")
         content = normalized(text)
@@ -62,7 +62,7 @@ class ConversationTask(Task):
     window: int = 0
 
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
-        return conversation(raw, tokenizer, self.window)
+        return to_conversation(raw, tokenizer, self.window)
 
 
 def clean_document(raw: Text) -> str:

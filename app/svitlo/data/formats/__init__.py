@@ -1,0 +1,215 @@
+"""Formats: how documents and conversations are laid out in files and rows. One module here for each, found by its name.
+
+A new format is one new module in this folder that ends with `FORMAT = ...`; nothing else names it (see
+docs/add-a-format.md). Raw documents are what stands in the data, not yet cleaned; files are read in blocks and records
+one at a time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import io
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from svitlo.config import Source
+from svitlo.data.archives import broken_archive_errors
+from svitlo.data.head import HEAD_BYTES, Head, head_of
+from svitlo.data.instructions import Outcome
+from svitlo.data.records import Place, file_records, mapped, printable, shown
+from svitlo.data.tokenizer import Tokenizer
+from svitlo.errors import DataError
+
+
+class Raw(NamedTuple):
+    """A raw document, and the name of the format that knows what to do with it."""
+
+    format: str
+    content: Any
+    """`Text` where the format gives text; what the format likes where it gives conversations."""
+
+
+class Text(NamedTuple):
+    """A document of phase 1."""
+
+    title: str
+    body: str
+
+
+class Format(ABC):
+    """A format. What it says of itself is checked against data.yaml and against the data."""
+
+    gives: ClassVar[Literal["text", "conversations"]]
+    """What it is good for: phase 1 learns from text, phase 2 from conversations."""
+    fields: ClassVar[tuple[str, ...]] = ()
+    """What each record must have."""
+    optional_fields: ClassVar[tuple[str, ...]] = ()
+    """What is used where a record has it."""
+    aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Other names of a field that are as good as its own."""
+    other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """What else people call the fields, to propose a `fields` map."""
+    name: str
+    """The module's."""
+
+    @abstractmethod
+    def row(self, source: Source, place: Place, record: dict[str, Any]) -> Any:
+        """The content of a record that has all `fields`. Raises `DataError` that begins with `place`."""
+
+    def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Any]:
+        """The contents of a file: of its records, where the format has no layout of its own. Raises `DataError`."""
+        for place, record in file_records(head, stream, needed_names(self, source)):
+            yield self.row(source, place, checked_record(self, source, place, record))
+
+    def looks_like(self, head: Head) -> bool:
+        """Whether a file that begins so is plainly of this format. What no format claims is not judged by this."""
+        return head.kind == "json" and bool(self.fields) and head.fields.issuperset(self.fields)
+
+    def fields_of(self, source: Source) -> tuple[str, ...]:
+        """`fields`, for this source."""
+        return self.fields
+
+    def to_conversation(self, content: Any, tokenizer: Tokenizer, window: int) -> Outcome:
+        """What becomes of a content in phase 2: a conversation of at most `window` tokens, or why there is none."""
+        raise NotImplementedError(f"the format {self.name} gives text")
+
+
+@functools.cache
+def all_formats() -> dict[str, Format]:
+    """Every format by its name."""
+    formats: dict[str, Format] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found = importlib.import_module(f"{__name__}.{module.name}").FORMAT
+        assert isinstance(found, Format)
+        found.name = module.name
+        formats[module.name] = found
+    return formats
+
+
+def raw_documents(source: Source, name: str, stream: io.BufferedReader) -> Iterator[Raw]:
+    """The documents of one stream, in order. Raises `DataError` that names the file and shows what was seen."""
+    chosen = all_formats()[source.format]
+    try:
+        head = head_of(name, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+        for content in chosen.read(source, head, stream):
+            yield Raw(chosen.name, content)
+    except UnicodeDecodeError as error:
+        seen = error.object[max(0, error.start - 20) : error.start + 20]
+        raise DataError(
+            f"{name}: not UTF-8 text ({error.reason}, near {seen!r}). Convert the file to UTF-8, for example with "
+            f"`iconv -f WINDOWS-1252 -t UTF-8`, or remove it from the source {source.name}"
+        ) from None
+    except broken_archive_errors() as error:
+        raise DataError(f"{name}: damaged or cut short ({error or type(error).__name__}). Copy it again") from error
+
+
+def row_document(source: Source, place: Place, row: Any) -> Raw:
+    """One row of a data set on the hub as a raw document. Raises `DataError`."""
+    chosen = all_formats()[source.format]
+    return Raw(chosen.name, chosen.row(source, place, checked_record(chosen, source, place, row)))
+
+
+def to_conversation(raw: Raw, tokenizer: Tokenizer, window: int) -> Outcome:
+    """The conversation in a raw document: at most `window` tokens."""
+    return all_formats()[raw.format].to_conversation(raw.content, tokenizer, window)
+
+
+def texts_in(content: Any) -> Iterator[str]:
+    """All text in a content, whatever it is made of."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, (list, tuple)):
+        for part in content:
+            yield from texts_in(part)
+    elif isinstance(content, dict):
+        yield from texts_in(list(content.values()))
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def needed_names(chosen: Format, source: Source) -> frozenset[str]:
+    """What the fields that each record must have are called in this source."""
+    names = source.fields or {}
+    return frozenset(names.get(field, field) for field in chosen.fields_of(source))
+
+
+def used_columns(source: Source) -> list[str]:
+    """The columns of a data set that its format uses, where they are there."""
+    chosen = all_formats()[source.format]
+    names = source.fields or {}
+    columns = [names.get(field, field) for field in (*chosen.fields_of(source), *chosen.optional_fields)]
+    return columns + [alias for aliases in chosen.aliases.values() for alias in aliases]
+
+
+def missing_column(source: Source, columns: list[str]) -> str | None:
+    """What is wrong with the columns of a data set, if anything."""
+    chosen = all_formats()[source.format]
+    problem = _problem(chosen, source, _ours(chosen, source, dict.fromkeys(columns)), columns, "their")
+    return f"its rows have {problem}" if problem else None
+
+
+def checked_record(chosen: Format, source: Source, place: Place, record: Any) -> dict[str, Any]:
+    """The record under the format's names, with all fields that it needs. Raises `DataError`."""
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: expected a record with fields, found {type(record).__name__} {shown(record)}")
+    ours = _ours(chosen, source, record)
+    for field in chosen.fields_of(source):
+        if field not in ours:
+            raise DataError(f"{place}: it has {_problem(chosen, source, ours, list(record))}")
+    return ours
+
+
+def _ours(chosen: Format, source: Source, record: dict[str, Any]) -> dict[str, Any]:
+    """The record under the format's names, as far as it has the fields."""
+    ours = mapped(record, source.fields) if source.fields else record
+    for field, aliases in chosen.aliases.items():
+        if field not in ours and (alias := next((name for name in aliases if name in ours), None)):
+            ours = {**ours, field: ours[alias]}
+    return ours
+
+
+def _problem(chosen: Format, source: Source, record: dict[str, Any], seen: list[str], whose: str = "its") -> str | None:
+    missing = [field for field in chosen.fields_of(source) if field not in record]
+    if not missing:
+        return None
+    field = missing[0]
+    theirs = (source.fields or {}).get(field, field)
+    return printable(
+        f"no field `{theirs}`; {whose} fields are: {', '.join(str(name)[:40] for name in seen[:20]) or 'none'} (source "
+        f"{source.name} in data.yaml, format {source.format}). {_proposal(chosen, source, seen)}"
+    )
+
+
+def _proposal(chosen: Format, source: Source, seen: list[str]) -> str:
+    """The map that would fit, else another format that would."""
+    if chosen.fields_of(source) == chosen.fields:
+        fitting = {field: _nearest(field, chosen.other_names.get(field, ()), seen) for field in chosen.fields}
+        if all(fitting.values()) and len(set(fitting.values())) == len(fitting):
+            for field in chosen.optional_fields:
+                if field not in seen and (synonym := _synonym(chosen.other_names.get(field, ()), seen)):
+                    fitting[field] = synonym
+            pairs = ", ".join(f"{field}: {theirs}" for field, theirs in fitting.items() if field != theirs)
+            return f"This would fit: `fields: {{{pairs}}}`"
+    for other in all_formats().values():
+        if other.gives == chosen.gives and other.fields and set(other.fields) <= set(seen):
+            return f"It looks like {other.name}: `format: {other.name}`"
+    if chosen.fields_of(source) != chosen.fields:
+        return "Name the field with the text: `field: ...`"
+    return "Another format may be right, or a map of names: `fields: {ours: theirs}`"
+
+
+def _nearest(field: str, others: tuple[str, ...], seen: list[str]) -> str | None:
+    if field in seen:
+        return field
+    near = difflib.get_close_matches(field, [str(name) for name in seen], n=1, cutoff=0.75)
+    return _synonym(others, seen) or (near[0] if near else None)
+
+
+def _synonym(others: tuple[str, ...], seen: list[str]) -> str | None:
+    by_lower = {str(name).lower(): str(name) for name in reversed(seen)}
+    return next((by_lower[other] for other in others if other in by_lower), None)

@@ -1,0 +1,87 @@
+"""Plain text: a document for each block of lines between blank lines. In rows, one for each row.
+
+A document that is very long (a corpus on one line) is cut at sentence ends, so that memory stays bounded and some of it
+can validate.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from svitlo.config import Source
+from svitlo.data.formats import Format, Text
+from svitlo.data.head import Head
+from svitlo.data.records import Place, text_in
+from svitlo.errors import DataError
+
+BLOCK_CHARACTERS = 1 << 18
+LONGEST_DOCUMENT = 1 << 18
+"""Characters; what is longer is no article and is cut."""
+PART_CHARACTERS = 1 << 14
+"""About so long are the parts of what is cut."""
+
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]* ")
+
+
+class RowText(Format):
+    """What formats with one field of text in each record share."""
+
+    gives = "text"
+
+    def fields_of(self, source: Source) -> tuple[str, ...]:
+        return (source.field, source.title_field) if source.title_field else (source.field,)
+
+    def row(self, source: Source, place: Place, record: dict[str, Any]) -> Text:
+        title = text_in(place, source.title_field, record[source.title_field]) if source.title_field else ""
+        return Text(title, text_in(place, source.field, record[source.field]))
+
+
+class PlainText(RowText):
+    def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
+        if head.kind is not None:
+            raise DataError(
+                f"{head.name}: looks like {head.kind}, and data.yaml says `format: {source.format}`. It begins with "
+                f"{head.start[:60]!r}. Records with text in a field are `format: jsonl`"
+            )
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
+        try:
+            yield from _documents(text)
+        finally:
+            if not text.closed:
+                text.detach()  # the stream belongs to the archive
+
+
+def _documents(text: TextIO) -> Iterator[Text]:
+    rest = ""
+    while block := text.read(BLOCK_CHARACTERS):
+        *complete, rest = _BLANK_LINES.split(rest + block)
+        for document in complete:
+            yield from _cut_if_long(document)
+        while len(rest) > LONGEST_DOCUMENT:
+            part, rest = _cut(rest)
+            yield Text("", part.strip())
+    yield from _cut_if_long(rest)
+
+
+def _cut_if_long(document: str) -> Iterator[Text]:
+    while len(document) > LONGEST_DOCUMENT:
+        part, document = _cut(document)
+        yield Text("", part.strip())
+    document = document.strip()
+    if document:
+        yield Text("", document)
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """A part of about `PART_CHARACTERS` that ends with a sentence, else with a word, and the rest."""
+    ends = [found.end() for found in _SENTENCE_END.finditer(text, PART_CHARACTERS // 2, PART_CHARACTERS)]
+    position = ends[-1] if ends else text.rfind(" ", 1, PART_CHARACTERS) + 1
+    position = position or PART_CHARACTERS
+    return text[:position], text[position:]
+
+
+FORMAT = PlainText()

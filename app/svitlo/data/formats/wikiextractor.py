@@ -1,0 +1,71 @@
+"""WikiExtractor's output: a title and a text for each <doc> ... </doc>, or for each JSON line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+
+from svitlo.config import Source
+from svitlo.data.formats import Text
+from svitlo.data.formats.text import RowText
+from svitlo.data.head import Head
+from svitlo.data.lines import lines_of
+from svitlo.data.records import printable
+from svitlo.errors import DataError
+
+_DOC = re.compile(r"<doc\b([^>]*)>")
+_TITLE = re.compile(r'\btitle="(.*?)"(?=\s+\w+=|\s*$)')
+
+
+class WikiExtractor(RowText):
+    def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
+        title: str | None = None
+        lines: list[str] = []
+        for number, line in lines_of(head.name, stream):
+            if title is None:
+                found = _DOC.match(line)
+                if found:
+                    attribute = _TITLE.search(found[1].rstrip())
+                    title, lines = attribute[1] if attribute else "", []
+                elif line.startswith("{"):
+                    yield _json_article(line, number, head.name)
+                elif line.strip():
+                    raise DataError(
+                        f"{head.name}: line {number} should be `<doc ...>` or a JSON object and is "
+                        f"{line[:80].strip()!r}. Is the format wikiextractor right for this file?"
+                    )
+            elif line.startswith("</doc>"):
+                yield Text(title, _without_title(title, "".join(lines)))
+                title = None
+            else:
+                lines.append(line)
+        if title is not None:
+            raise DataError(
+                f"{head.name}: the last document ({title!r}) has no `</doc>`: the file is cut short. Copy it again"
+            )
+
+    def looks_like(self, head: Head) -> bool:
+        return head.start.startswith("<doc id=") or (head.kind == "json" and {"title", "text"} <= head.fields)
+
+
+def _json_article(line: str, number: int, name: str) -> Text:
+    try:
+        record = json.loads(line)
+        return Text(record["title"], _without_title(record["title"], record["text"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(
+            printable(
+                f"{name}: line {number} should be a JSON object with `title` and `text` and is {line[:80].strip()!r}"
+            )
+        ) from None
+
+
+def _without_title(title: str, text: str) -> str:
+    """WikiExtractor repeats the title as the first line."""
+    first, _, rest = text.lstrip().partition("\n")
+    return rest if first.strip() == title.strip() else text
+
+
+FORMAT = WikiExtractor()

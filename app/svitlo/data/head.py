@@ -1,0 +1,78 @@
+"""The first bytes of a file: what can be told from them before anything is read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from typing import NamedTuple
+
+HEAD_BYTES = 65_536
+"""So many bytes can be looked at before they are read."""
+_PACKED = (".gz", ".xz", ".bz2", ".zst")
+_CUT_OFF = 8
+"""A mistake so near to the end of the head (in characters) comes from where it was cut."""
+
+
+class Head(NamedTuple):
+    """The beginning of a stream."""
+
+    name: str
+    """Of the file, as in messages."""
+    start: str
+    """Its first characters, without white space and byte-order mark."""
+    kind: str | None
+    """`json`, `csv` or `parquet` where the file holds records; None for text."""
+    fields: frozenset[str]
+    """Names of all fields that were seen in records, at any depth."""
+
+
+def head_of(name: str, content: bytes) -> Head:
+    """What the first bytes of a file say about it."""
+    start = content.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
+    if content.startswith(b"PAR1"):
+        return Head(name, "", "parquet", frozenset())
+    if _is_json(start):
+        return Head(name, start, "json", frozenset(_KEY.findall(start)))
+    if _has_ending(name, ".csv", ".tsv"):
+        return Head(name, start, "csv", frozenset(columns_of(start)))
+    return Head(name, start, None, frozenset())
+
+
+def separator_of(start: str) -> str:
+    """What stands between the columns of CSV."""
+    return max(",;\t", key=start.partition("\n")[0].count)
+
+
+def columns_of(start: str) -> list[str]:
+    """The first line, read as that of CSV."""
+    try:
+        return [
+            column.strip() for column in next(csv.reader([start.partition("\n")[0]], delimiter=separator_of(start)))
+        ]
+    except (csv.Error, StopIteration):
+        return []
+
+
+def _has_ending(name: str, *endings: str) -> bool:
+    name = name.lower()
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    return name.endswith(endings)
+
+
+_KEY = re.compile(r'"([^"\\\n]{1,60})"\s*:')
+_decoder = json.JSONDecoder(strict=False)
+
+
+def _is_json(start: str) -> bool:
+    """Whether an object, or an array with one, stands at the beginning: a text may begin with a bracket too."""
+    if start[:1] not in ("{", "[") or not _KEY.search(start):
+        return False
+    try:
+        _, end = _decoder.raw_decode(start)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(start) - _CUT_OFF or error.msg.startswith("Unterminated string")
+    except (ValueError, RecursionError):
+        return True
+    return start[end:].lstrip()[:1] in ("", "{", "[", ",")
