@@ -53,6 +53,8 @@ class Format(ABC):
     """Other names of a field that are as good as its own."""
     other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """What else people call the fields, to propose a `fields` map."""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Right records: tests put anything at any place of them, and it ends in documents or in one message."""
     name: str
     """The module's."""
 

@@ -47,6 +47,10 @@ class Alpaca(Format):
         "system": ("system_prompt",),
     }
 
+    examples = (
+        {"instruction": "Say it", "input": "", "output": "It is", "system": "Be brief", "history": [["Hi", "Hello"]]},
+    )
+
     def row(self, source: Source, place: Place, record: dict[str, Any]) -> Instruction:
         instruction, given, output, system = (
             text_in(place, field, record.get(field)) for field in ("instruction", "input", "output", "system")

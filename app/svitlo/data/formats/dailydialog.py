@@ -27,6 +27,8 @@ class DailyDialog(Format):
     fields = ("dialog",)
     other_names: ClassVar = {"dialog": ("dialogue", "utterances", "turns")}
 
+    examples = ({"dialog": ["Hello", "Hi"]}, {"dialog": "Hello __eou__ Hi __eou__"})
+
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[list[str]]:
         if head.kind is not None:
             yield from super().read(source, head, stream)

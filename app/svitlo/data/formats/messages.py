@@ -56,6 +56,19 @@ class Messages(Format):
     aliases: ClassVar = {"messages": ("conversations",)}
     other_names: ClassVar = {"messages": ("conversation", "chat", "dialogue", "dialog", "turns")}
 
+    examples = (
+        {
+            "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "system": "Be brief",
+        },
+        {
+            "conversations": [
+                {"from": "human", "value": [{"type": "text", "text": "Hi"}]},
+                {"from": "gpt", "value": "Hello"},
+            ]
+        },
+    )
+
     def row(self, source: Source, place: Place, record: dict[str, Any]) -> list[Message]:
         system = text_in(place, "system", record.get("system"))
         return [*([Message(Role.SYSTEM, system)] if system else []), *_messages(place, record["messages"])]

@@ -51,6 +51,13 @@ class Squad(Format):
         "answers": ("answer",),
     }
 
+    examples = (
+        {"title": "T", "context": "It is here", "question": "Where?", "is_impossible": False,
+         "answers": [{"text": "here", "answer_start": 6}]},
+        {"title": "T", "context": "It is", "question": "What?", "answers": {"text": ["It"], "answer_start": [0]}},
+        {"data": [{"title": "T", "paragraphs": [{"context": "It is", "qas": [{"question": "What?", "answers": []}]}]}]},
+    )  # fmt: skip
+
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Question]:
         for place, record in file_records(head, stream, needed_names(self, source), under="data"):
             is_file = isinstance(record, dict) and isinstance(record.get("data"), list)

@@ -31,6 +31,7 @@ class RowText(Format):
     """What formats with one field of text in each record share."""
 
     gives = "text"
+    examples = ({"text": "The lamp"},)
 
     def fields_of(self, source: Source) -> tuple[str, ...]:
         return (source.field, source.title_field) if source.title_field else (source.field,)

@@ -20,6 +20,8 @@ _TITLE = re.compile(r'\btitle="(.*?)"(?=\s+\w+=|\s*$)')
 
 
 class WikiExtractor(RowText):
+    examples = ({"title": "Lamp", "text": "The lamp"},)
+
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
         title: str | None = None
         lines: list[str] = []
