@@ -175,3 +175,11 @@ def test_any_damage_ends_in_documents_or_in_one_message(
         except DataError as error:
             message = str(error)
             assert message.startswith(name)
+
+
+def test_a_zip_member_without_a_name_is_damage(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", TEXT)
+        archive.writestr(zipfile.ZipInfo(""), TEXT)
+    with pytest.raises(DataError, match=r"a\.zip: damaged zip archive"):
+        titles(tmp_path, "a.zip::*.txt")

@@ -21,8 +21,9 @@ from svitlo.data import formats
 from svitlo.data.formats import Raw, all_formats, raw_documents, row_document, to_conversation
 from svitlo.data.records import Place
 from svitlo.data.sanity import size_of, text_of
+from svitlo.data.tasks import ConversationTask, TextTask
 from svitlo.data.tokenizer import Tokenizer
-from svitlo.data.workers import Task, process
+from svitlo.data.workers import process
 from svitlo.errors import ConfigError, DataError
 from tests.conftest import DATA, ROOT
 
@@ -203,7 +204,8 @@ def test_any_record_ends_in_documents_or_in_one_message(name: str, data: st.Data
         record = spoiled(
             record, data.draw(st.sampled_from(list(places_in(record)))), data.draw(any_value | st.just(...))
         )
-    phase = 1 if all_formats()[name].gives == "text" else 2
+    gives_text = all_formats()[name].gives == "text"
+    task = TextTask(0.1) if gives_text else ConversationTask(0.1, window=64)
     as_lines = data.draw(st.booleans())
     content = (json.dumps(record) + "\n" if as_lines else json.dumps([record])).encode()
 
@@ -223,6 +225,6 @@ def test_any_record_ends_in_documents_or_in_one_message(name: str, data: st.Data
     assert pickle.loads(pickle.dumps(found)) == found  # they go to other processes
     for raw in found:
         assert size_of(raw) <= len(text_of(raw))
-    for outcome in process(Task(phase, 0.1, window=64), found, tokenizer):
+    for outcome in process(task, found, tokenizer):
         assert outcome.dropped or outcome.tokens
         assert len(outcome.mask) <= 64

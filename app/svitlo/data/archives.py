@@ -91,6 +91,8 @@ class PackedFile:
             archive = zipfile.ZipFile(raw)
         except _DAMAGED_ZIP as error:
             raise self._damaged_zip(error) from error
+        if not all(info.filename for info in archive.infolist()):
+            raise self._damaged_zip(zipfile.BadZipFile("a member has no name"))
         # By entry and not by name: tools that append leave two of one name.
         entries = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
         fitting = [info for info in entries if _fits(info.filename, pattern)]
