@@ -46,6 +46,10 @@ class Volumes:
         """The folder of one phase's shards and manifest."""
         return self.root / "data" / phase.name
 
+    def next_data(self, phase: Phase) -> Path:
+        """Where data that will replace a phase's present data is prepared."""
+        return self.root / "data" / f".{phase.name}.next"
+
     def checkpoints(self, phase: Phase) -> Path:
         """The folder of one phase's checkpoints."""
         return self.root / "checkpoints" / phase.name

@@ -357,7 +357,7 @@ def test_damaged_journal_is_not_used(
     (path,) = sorted((data / ".journal").glob(file))[:1]
     path.write_bytes(path.read_bytes()[:-30])
     run(folder)
-    assert "anew" in capsys.readouterr().out
+    assert "preparing everything again" in capsys.readouterr().out
     assert digests(folder) == digests(done)
 
 
@@ -368,7 +368,7 @@ def test_changed_configuration_makes_only_its_phase_anew(
     change_config(folder, lambda config: config["phase1"].update(min_document_words=40))
     run(folder)
     output = capsys.readouterr().out
-    assert "phase 1: preparing everything anew, because data.yaml" in output
+    assert "phase 1: preparing everything again, because data.yaml" in output
     assert "phase 2: already prepared" in output
     now, before = digests(folder), digests(done)
     assert now["phase1/manifest.json"] != before["phase1/manifest.json"]
@@ -389,7 +389,7 @@ def test_changed_source_is_noticed_and_a_removed_one_is_not_missed(
     with open(raw / "text0.txt", "a") as file:
         file.write("\n\nNew\n" + sentences(5_000, 4))
     run(folder)
-    assert "phase 1: preparing everything anew, because source text" in capsys.readouterr().out
+    assert "phase 1: preparing everything again, because source text" in capsys.readouterr().out
 
 
 def test_adding_data_does_not_move_validation(done: Path, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from svitlo.data.shards import ConversationSet, TokenStream, load_manifest
+from svitlo.data.shards import ConversationSet, TokenStream
 from svitlo.data.tokenizer import Tokenizer
+from svitlo.manifest import load_manifest
+from svitlo.phases import INSTRUCTION_TUNING
 from svitlo.volumes import Volumes
 
 OWN = [
@@ -81,8 +83,8 @@ def prepare(job: Path) -> subprocess.CompletedProcess[str]:
 
 def conversations(job: Path) -> list[str]:
     volumes, tokenizer = Volumes(job / "volumes"), Tokenizer()
-    manifest = load_manifest(volumes.data(2))
-    found = [ConversationSet(volumes.data(2), manifest, split) for split in ("train", "validation")]
+    manifest = load_manifest(volumes.data(INSTRUCTION_TUNING))
+    found = [ConversationSet(volumes.data(INSTRUCTION_TUNING), manifest, split) for split in ("train", "validation")]
     return [tokenizer.decode(part.conversation(n)[0].tolist()) for part in found for n in range(len(part))]
 
 

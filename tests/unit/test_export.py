@@ -359,3 +359,31 @@ def test_mistakes_are_explained(trained: Volumes) -> None:
     for question, message in (("  ", "empty"), ("word " * 100, "110 tokens.*only 64")):
         with pytest.raises(ConfigError, match=message):
             answer(trained, question)
+
+
+def test_an_export_keeps_what_somebody_has_put_beside_the_model(trained: Volumes) -> None:
+    export_model(trained, say=lambda _: None)
+    (trained.model / "notes.txt").write_text("mine")
+    (trained.model / "gguf").mkdir()
+    (trained.model / "gguf" / "model.gguf").write_bytes(b"converted")
+    (trained.model / "README.md").write_text("my own card")
+    said: list[str] = []
+    for times in (1, 2):
+        export_model(trained, say=said.append)
+        assert (trained.model / "notes.txt").read_text() == "mine"
+        assert (trained.model / "gguf" / "model.gguf").read_bytes() == b"converted"
+        assert (trained.model / "README.md.kept").read_text() == "my own card", times
+        assert (trained.model / "README.md").read_text().startswith("---")
+        sums = read_sums(trained.model)
+        assert not {"notes.txt", "gguf/model.gguf", "README.md.kept"} & set(sums), "no export has written them"
+        assert all(sum_problem(trained.model, name, expected) is None for name, expected in sums.items())
+    assert len([line for line in said if line.startswith("kept, because no export has written it")]) == 6
+    assert sorted(path.name for path in trained.model.parent.iterdir() if not path.name.startswith(".")) == ["model"]
+
+
+def test_a_folder_that_is_no_export_is_kept_whole(trained: Volumes) -> None:
+    trained.model.mkdir()
+    (trained.model / "config.json").write_text("another model")
+    export_model(trained, say=lambda _: None)
+    assert (trained.model / "config.json.kept").read_text() == "another model"
+    assert "n_embd" in (trained.model / "config.json").read_text()

@@ -1,6 +1,6 @@
 """`svitlo train`: wait for data → phase 1 → phase 2 → export.
 
-Which part is due is read from the checkpoints each time, so that starting again is the same as going on.
+Each start reads from the checkpoints which part is due. So starting again is the same as going on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svitlo.appliance.endings import MOST_DEATHS, Ending, ProcessRecord, traces_of_the_last
-from svitlo.config import PhaseConfig, load_phase_config
+from svitlo.config import DATA_FILE, PhaseConfig, load_data_config, load_phase_config
 from svitlo.errors import AlreadyRunning, ConfigError, SvitloError
 from svitlo.interruption import Interrupted, Interruption
 from svitlo.manifest import DataNotReady, Manifest, load_manifest, verify_shards
@@ -31,7 +31,7 @@ Configs = dict[Phase, PhaseConfig]
 
 
 class KeepsDying(SvitloError):  # noqa: N818 — reads as what it says
-    """Trying again has not helped; a person has to look."""
+    """Trying again has not helped. A person has to look into it."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Request:
 
 
 def train(request: Request, interruption: Interruption) -> str:
-    """Do everything that is left to do. Returns in one sentence what is finished.
+    """Do everything that is left to do. Returns one sentence that says what is finished.
 
-    Raises `SvitloError` for what a person has to put right and `Interrupted` after a signal.
+    Raises `SvitloError` for problems that a person has to fix, and `Interrupted` after a signal.
     """
     volumes = request.volumes
     volumes.require("data")
@@ -60,7 +60,7 @@ def train(request: Request, interruption: Interruption) -> str:
     with exclusive_lock(volumes.trainer_lock) as is_mine:
         if not is_mine:
             raise AlreadyRunning(
-                f"{volumes.trainer_lock}: another trainer works on these volumes. Stop it, or wait for it"
+                f"{volumes.trainer_lock}: another trainer is using these volumes. Stop it, or wait for it"
             )
         reporting = configs[PRETRAINING].reporting
         traces = traces_of_the_last(volumes)
@@ -79,7 +79,7 @@ def train(request: Request, interruption: Interruption) -> str:
 
 
 def completion(volumes: Volumes, configs: Configs) -> str | None:
-    """What is finished, if everything is: known without importing torch, so that a finished container starts small."""
+    """What is finished, if everything is. Needs no torch, so a finished container uses little memory."""
     try:
         content = json.loads(volumes.completion.read_bytes())
     except (OSError, ValueError):
@@ -91,14 +91,14 @@ def completion(volumes: Volumes, configs: Configs) -> str | None:
         if changes:
             raise ConfigError(
                 f"{phase.config_file}: the run in {volumes.root / 'checkpoints'} is complete, and the configuration "
-                f"has changed since: {'; '.join(changes)}. Take the change back, or begin anew with `make new-run`"
+                f"has changed since: {'; '.join(changes)}. Undo the change, or start over with `make new-run`"
             )
     return str(content["message"])
 
 
 @contextlib.contextmanager
 def _ending_noted(record: ProcessRecord, progress: Progress) -> Iterator[None]:
-    """Note how the process ended, so that the next start can tell an orderly end from a power cut."""
+    """Note how the process ended, so that the next start can tell a clean end from a power cut."""
     try:
         yield
     except Interrupted as interrupted:
@@ -118,13 +118,13 @@ def _ending_noted(record: ProcessRecord, progress: Progress) -> Iterator[None]:
 
 
 def _give_up_if_it_keeps_dying(ending: Ending, progress: Progress) -> None:
-    """Raise `KeepsDying` after three deaths at one step. It ends in an orderly way, so the next start tries anew."""
+    """Raise `KeepsDying` after three deaths at one step. That is a clean end, so the next start tries again."""
     if ending.deaths < MOST_DEATHS:
         return
     reason = (
-        f"the trainer has died {ending.deaths} times in a row {ending.place} and never got any further; the last time "
-        f"it was ended by {ending.cause}. All checkpoints are kept. See the log (`make logs`) and the machine's memory "
-        f"(TRAINER_MEMORY in .env), then start it again, and it tries anew: `docker compose restart trainer`"
+        f"the trainer has died {ending.deaths} times in a row {ending.place} and never got any further. The last time "
+        f"it was ended by {ending.cause}. All checkpoints are kept. Check the log (`make logs`) and the memory limit "
+        f"(TRAINER_MEMORY in .env). Then start it again with `docker compose restart trainer`"
     )
     progress.gave_up(reason)
     raise KeepsDying(reason)
@@ -134,7 +134,7 @@ def _run_phase(
     request: Request, config: PhaseConfig, phase: Phase, interruption: Interruption, progress: Progress
 ) -> None:
     volumes = request.volumes
-    manifest = _wait_for_data(volumes, phase, interruption, progress)
+    manifest = _wait_for_data(request, phase, interruption, progress)
     with interruption.at_once():
         verify_shards(volumes.data(phase), manifest)
     # torch only now: a trainer that waits for its data stays small.
@@ -159,17 +159,20 @@ def _run_phase(
 
 
 def _resume_from(request: Request, phase: Phase) -> Path | None:
-    """The checkpoint file that a person has chosen, if it is one of this phase."""
+    """The checkpoint file that the user has chosen, if it belongs to this phase."""
     if request.resume is not None and load_checkpoint(request.resume).phase == phase.number:
         return request.resume
     return None
 
 
-def _wait_for_data(volumes: Volumes, phase: Phase, interruption: Interruption, progress: Progress) -> Manifest:
-    """The manifest of a phase, as soon as it is there."""
+def _wait_for_data(request: Request, phase: Phase, interruption: Interruption, progress: Progress) -> Manifest:
+    """The manifest of a phase, as soon as it is there and nothing is about to replace it."""
+    volumes = request.volumes
     while True:
         try:
             manifest = load_manifest(volumes.data(phase))
+            if not any(volumes.checkpoints(phase).glob("*.pt*")):
+                _refuse_outdated(request, phase, manifest)
         except DataNotReady:
             progress.waiting_for_data(phase)
             interruption.wait(_SECONDS_BETWEEN_LOOKS)
@@ -179,8 +182,30 @@ def _wait_for_data(volumes: Volumes, phase: Phase, interruption: Interruption, p
             return manifest
 
 
+def _refuse_outdated(request: Request, phase: Phase, manifest: Manifest) -> None:
+    """Raise `DataNotReady` where the data is not what data.yaml asks for now: a run must not begin with it.
+
+    A run that has begun goes on with its own data, whatever data.yaml says.
+    """
+    volumes = request.volumes
+    if volumes.next_data(phase).exists():
+        raise DataNotReady(f"{volumes.next_data(phase)}: data that will replace the present data is being prepared")
+    if not (request.config_dir / DATA_FILE).exists():  # the shards alone were brought here
+        return
+    from svitlo.data.formats import all_formats
+    from svitlo.data.plan import preparation_key
+    from svitlo.data.tokenizer import tokenizer_sha256
+
+    try:
+        wanted = load_data_config(request.config_dir, all_formats()).of(phase)
+    except ConfigError as error:
+        raise DataNotReady(str(error)) from error
+    if preparation_key(wanted, tokenizer_sha256()) != manifest.configuration_digest:
+        raise DataNotReady(f"{volumes.data(phase)}: the data is not what {DATA_FILE} asks for now")
+
+
 def _finish(volumes: Volumes, configs: Configs, interruption: Interruption, progress: Progress) -> str:
-    """Export the model, and note that the run is complete once all phases are."""
+    """Export the model. If all phases are finished, note that the run is complete."""
     from svitlo.model.export import export_model
 
     interruption.check()

@@ -201,19 +201,7 @@ class Journal:
             make_folder(self._folder)
             write_json(self._folder / "files.json", known, fsync=False)
 
-    # --- starting afresh ---
-
-    def clear(self) -> None:
-        """Remove the manifest first, then every shard, then the journal."""
-        (self._data / MANIFEST).unlink(missing_ok=True)
-        fsync_folder(self._data)
-        for split in SPLITS:
-            for path in self._data.glob(f"{split}-*.npy*"):
-                path.unlink()
-        if self._folder.is_dir():
-            shutil.rmtree(self._folder)
-        fsync_folder(self._data)
-        self._count, self._pending_file = 0, None
+    # --- what is in the folder ---
 
     def remove_leftovers(self) -> None:
         """Remove what an interrupted write left behind."""
@@ -226,3 +214,17 @@ class Journal:
         return not any(
             path.name != FOLDER and not path.name.endswith(TEMPORARY_SUFFIX) for path in self._data.iterdir()
         )
+
+
+def remove_prepared(folder: Path) -> None:
+    """Remove what a preparation has written: the manifest first, then every shard, then the journal. All else stays."""
+    if not folder.is_dir():
+        return
+    (folder / MANIFEST).unlink(missing_ok=True)
+    fsync_folder(folder)
+    for split in SPLITS:
+        for path in folder.glob(f"{split}-*.npy*"):
+            path.unlink()
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    remove_temporaries(folder)
+    fsync_folder(folder)

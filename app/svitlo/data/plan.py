@@ -9,6 +9,15 @@ from svitlo.config import ConversationData, PhaseData, TextData
 from svitlo.data.tasks import ConversationTask, Task, TextTask
 from svitlo.data.writing import ConversationWriter, SplitWriter, TextWriter
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING, Phase
+from svitlo.storage.files import digest_of
+
+RECIPE = 1
+"""Raised whenever the same sources and configuration give other tokens, so that old data is made again."""
+
+
+def preparation_key(data: PhaseData, tokenizer_digest: str) -> str:
+    """What, besides the sources, decides about the shards: a manifest records it as `configuration_digest`."""
+    return digest_of({"configuration": data.model_dump(mode="json"), "tokenizer": tokenizer_digest, "recipe": RECIPE})
 
 
 @dataclass(frozen=True)

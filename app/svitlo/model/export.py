@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svitlo.data.tokenizer import END_OF_TEXT, END_OF_TEXT_TOKEN
-from svitlo.errors import CheckpointError, SvitloError, VolumeError
+from svitlo.errors import CheckpointError, DataError, SvitloError, VolumeError
 from svitlo.model.weights import best_state, model_from
 from svitlo.phases import PHASES, phase_numbered
 from svitlo.reporting.events import print_line
-from svitlo.storage.files import fsync_tree, make_folder, replace_folder
+from svitlo.storage.files import fsync_tree, make_folder, name_with_suffix, replace_folder
 from svitlo.storage.locks import exclusive_lock
 from svitlo.storage.space import reason_of, remedy_for
-from svitlo.storage.sums import write_sums
+from svitlo.storage.sums import SUMS, read_sums, sum_problem, write_sums
 from svitlo.training.checkpoints import find_newest
 from svitlo.training.state import TrainingState
 from svitlo.units import file_size
@@ -63,6 +63,7 @@ def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) ->
             make_folder(partial)
             _write(partial, volumes, state, last)
             write_sums(partial)
+            kept = _carry_over(volumes.model, partial)
             fsync_tree(partial)
             replace_folder(partial, volumes.model)
         except SvitloError:
@@ -76,7 +77,9 @@ def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) ->
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    size = sum(path.stat().st_size for path in volumes.model.iterdir())
+    for name in kept:
+        say(f"kept, because no export has written it: {volumes.model / name}")
+    size = sum((volumes.model / name).stat().st_size for name in read_sums(volumes.model))
     say(f"model exported to {volumes.model} ({file_size(size)}; phase {state.phase}, step {state.global_step:,})")
     return volumes.model
 
@@ -98,6 +101,32 @@ def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingS
     write_card(folder, record, has_curve)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes files for their owner alone
+
+
+def _carry_over(present: Path, new: Path) -> list[str]:
+    """Copy into `new` what somebody has put into the present export, or changed there. Returns the new names.
+
+    Before the two change places: at every instant each of these files is in one of them.
+    """
+    if not present.is_dir():
+        return []
+    try:
+        ours = read_sums(present)
+    except DataError:  # not an export, or one that was never finished: everything in it may be somebody's
+        ours = {}
+    kept = []
+    for path in sorted(present.rglob("*")):
+        name = path.relative_to(present).as_posix()
+        is_ours = name == SUMS or (name in ours and sum_problem(present, name, ours[name]) is None)
+        if is_ours or (path.is_dir() and not path.is_symlink()):
+            continue
+        target = new / name
+        if target.exists():
+            target = name_with_suffix(target, ".kept")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target, follow_symlinks=False)
+        kept.append(target.relative_to(new).as_posix())
+    return kept
 
 
 def hugging_face_model(state: TrainingState) -> GPT2LMHeadModel:

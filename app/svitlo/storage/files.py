@@ -1,17 +1,17 @@
 """The one recipe for files that must survive a power cut. Every durable write of the program goes through here.
 
-Why each step, measured on ext4 and XFS with the machine cut off in the middle:
+The reason for each step, measured on ext4 and XFS by cutting the power in the middle:
 
 1. temporary file in the same folder      rename is atomic only within one file system
 2. write, flush, fsync                    without it, the renamed file may be empty after a cut
-3. verify by reading it back              a bad disk or a full one is noticed while the old file still exists
+3. verify by reading it back              finds a bad or full disk while the old file still exists
 4. keep the previous file under its own name (a hard link: no instant without a file of the final name)
 5. rename over the final name             old or new, never a mixture
 6. fsync the folder                       without it, the old name may come back after a cut
 
-An fsync that failed is never tried again on the same file: the kernel may have dropped the data and would report
-success (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020). The temporary file is removed and
-the error raised; the caller keeps its old file and writes a new one later.
+A failed fsync is never retried on the same file: the kernel may have dropped the data and would then report success
+(Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020). Instead the temporary file is removed and
+the error is raised. The caller keeps its old file and writes a new one later.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def write_durably(
     keep_previous_as: Path | None = None,
     fsync: bool = True,
 ) -> None:
-    """Replace `path` atomically by what `write` puts into the file object that it is given.
+    """Atomically replace `path` with what `write` puts into the file object that it receives.
 
-    `verify` reads the temporary file back and raises if it is not what it should be. `keep_previous_as` is the name
-    under which the file now at `path` stays. `fsync=False` keeps the replacement atomic for readers but lets a power
-    cut lose it (for files that are only looked at, such as `status.json`). Raises `OSError` or whatever `write` and
-    `verify` raise; `path` is then unchanged and no temporary file is left.
+    `verify` reads the temporary file back and raises if the content is wrong. `keep_previous_as` is a second name under
+    which the current file stays. With `fsync=False` the replacement is still atomic for readers, but a power cut may
+    lose it. Use that only for files such as `status.json` that nothing depends on. Raises `OSError`, or whatever
+    `write` and `verify` raise. `path` is then unchanged and no temporary file is left.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
@@ -70,13 +70,13 @@ def write_durably(
 
 
 def write_json(path: Path, value: Any, *, fsync: bool = True) -> None:
-    """Write `value` as JSON with sorted keys, so that equal values give equal bytes."""
+    """Write `value` as JSON with sorted keys: equal values give equal bytes."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_durably(path, lambda file: file.write(text.encode()), fsync=fsync)
 
 
 def link_durably(source: Path, target: Path, *, fsync: bool = True) -> None:
-    """Give the file `source` the further name `target` (same folder), replacing what had that name, atomically."""
+    """Give the file `source` a second name `target` in the same folder. Atomically replaces any file of that name."""
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
@@ -91,7 +91,7 @@ def link_durably(source: Path, target: Path, *, fsync: bool = True) -> None:
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Rename within one folder or between two of the same file system, so that it survives a power cut."""
+    """Rename within a folder, or between two folders of one file system, so that it survives a power cut."""
     os.rename(source, target)
     fsync_folder(target.parent)
     if source.parent != target.parent:
@@ -105,20 +105,20 @@ def remove_durably(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file without waiting. After a power cut it may be there again, so only what does no harm then."""
+    """Remove a file without waiting. It may come back after a power cut: use this only where that does no harm."""
     with _freed_in_background(path):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _freed_in_background(path: Path) -> Iterator[None]:
-    """Keep what is at `path` open while its name goes, and let a thread close it.
+    """Keep the file at `path` open while its name is removed, then close it in a thread.
 
-    To free the blocks of a file of 283 MB took ext4 half a second of waiting, as long as to write it.
+    Freeing the blocks of a 283 MB file took ext4 half a second, as long as writing it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # nothing there, or nothing to wait for
+    except OSError:  # no such file, or nothing to wait for
         descriptor = None
     try:
         yield
@@ -128,7 +128,7 @@ def _freed_in_background(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder, with its parents, whose name survives a power cut."""
+    """Create a folder and its parents so that their names survive a power cut."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -137,14 +137,14 @@ def make_folder(path: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line that survives a power cut. A torn last line is first ended, so that it spoils only itself."""
+    """Append one line that survives a power cut. If the last line is torn, ends it first, so it spoils only itself."""
     with open_for_append(path) as file:
         file.write(line.encode() + b"\n")
         fsync_file(file)
 
 
 def open_for_append(path: Path) -> BinaryIO:
-    """Open a file of lines for appending, created where missing; what a power cut tore off is ended with a newline."""
+    """Open a file of lines for appending. Creates it if missing. Ends a line torn by a power cut with a newline."""
     is_new = not path.exists()
     file = open(path, "ab")  # noqa: SIM115 — the caller closes it
     try:
@@ -160,7 +160,7 @@ def open_for_append(path: Path) -> BinaryIO:
 
 
 def truncate_durably(path: Path, num_bytes: int) -> None:
-    """Cut a file to its first bytes, in place: needs no space, so it works on a full disk."""
+    """Cut a file to its first bytes, in place. Needs no space, so it works on a full disk."""
     with open(path, "r+b") as file:
         file.truncate(num_bytes)
         os.fsync(file.fileno())
@@ -173,9 +173,9 @@ def fsync_file(file: BinaryIO) -> None:
 
 
 def begin_fsync(file: BinaryIO) -> None:
-    """Let the kernel begin to bring to the disk what was written so far, so that a later fsync has less to wait for.
+    """Ask the kernel to start writing to the disk what was written so far, so that a later fsync waits less.
 
-    Promises nothing: errors too are for the fsync to report. Does nothing where the C library cannot.
+    Guarantees nothing, and leaves errors for the fsync to report. Does nothing if the C library does not support it.
     """
     sync_file_range = getattr(_libc, "sync_file_range", None)
     if sync_file_range is not None:
@@ -200,7 +200,7 @@ def fsync_folder(path: Path) -> None:
 
 
 def copy_durably(source: BinaryIO, target: Path) -> str:
-    """Copy an open file to a new path and bring it to the disk. Returns the SHA-256, in hex, of what was copied."""
+    """Durably copy an open file to a new path. Returns the SHA-256, in hex, of what was copied."""
     digest = hashlib.sha256()
     with open(target, "xb") as file:
         while chunk := source.read(_CHUNK):
@@ -211,7 +211,7 @@ def copy_durably(source: BinaryIO, target: Path) -> str:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder` durable, whoever wrote them."""
+    """Make every file and folder below `folder` durable, no matter which program wrote them."""
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             fsync_folder(path)
@@ -222,16 +222,17 @@ def fsync_tree(folder: Path) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Put the finished folder `new` at `target`, durably; what was there is then at `new`.
+    """Durably put the finished folder `new` at `target`. A previous `target` ends up at `new`.
 
-    Both names are in one folder. Linux exchanges them in one step, so that `target` is complete at every instant. File
-    systems that cannot do that get two renames: a power cut in between leaves no `target`, never half of one.
+    Both must be in the same folder. Linux exchanges the two names in one step, so `target` is complete at every
+    instant. On file systems that cannot do that it takes renames: a power cut in between leaves no `target`, never half
+    of one.
     """
     if not target.exists():
         rename_durably(new, target)
         return
     if not _exchange(new, target):
-        old = target.with_name(target.name + ".old")
+        old = replaced_name(target)
         shutil.rmtree(old, ignore_errors=True)
         os.rename(target, old)
         os.rename(new, target)
@@ -239,8 +240,22 @@ def replace_folder(new: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
+def name_with_suffix(path: Path, suffix: str) -> Path:
+    """`path` with `suffix`, and a number where that name is taken."""
+    candidate, number = path.with_name(path.name + suffix), 1
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = path.with_name(f"{path.name}{suffix}{number}")
+    return candidate
+
+
+def replaced_name(target: Path) -> Path:
+    """Where `replace_folder` may leave what stood at `target`, where it cannot exchange and the power fails."""
+    return target.with_name(target.name + ".old")
+
+
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names atomically (renameat2, Linux 3.15); False where the file system cannot."""
+    """Exchange two names atomically (renameat2, Linux 3.15). Returns False if the file system cannot do it."""
     renameat2 = getattr(_libc, "renameat2", None)
     if renameat2 is None:
         return False
@@ -269,6 +284,6 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """The SHA-256, in hex, of a JSON-like value: the same for equal values, whatever the order of their keys."""
+    """The SHA-256, in hex, of a JSON-like value. The order of keys does not matter."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""Checkpoints on disk: the only search for the newest and the best, after anything.
+"""Checkpoints on disk. This is the only code that looks for the newest and the best one, whatever happened before.
 
 A phase's folder holds `last_checkpoint.pt` (always complete), older generations `checkpoint-<step>.pt`, and
-`best_checkpoint.pt` (the state whose validation loss is lowest). All of them are the same kind of file, readable with
-`torch.load(path, weights_only=True)`, and any of them can be resumed from. `saving.py` writes them.
+`best_checkpoint.pt` (the state with the lowest validation loss). All of them are the same kind of file: readable with
+`torch.load(path, weights_only=True)`, and good to resume from. `saving.py` writes them.
 
-torch is imported when a file is loaded, not before: who only asks for positions does without.
+torch is imported only when a file is loaded. Code that only asks for positions does not need it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from pathlib import Path
 
 from svitlo.errors import CheckpointError
 from svitlo.phases import Phase
-from svitlo.storage.files import link_durably, make_folder, remove_temporaries, rename_durably, write_json
+from svitlo.storage.files import (
+    link_durably,
+    make_folder,
+    name_with_suffix,
+    remove_temporaries,
+    rename_durably,
+    write_json,
+)
 from svitlo.storage.seal import check_seal, label_of
 from svitlo.training.state import TrainingState
 
@@ -28,15 +35,15 @@ GENERATIONS = "checkpoint-*.pt"
 BROKEN_SUFFIX = ".broken"
 
 OnRejected = Callable[[Path, str], object]
-"""Told of each file that looked like a checkpoint and could not be used: path and reason."""
+"""Called with path and reason for each file that looked like a checkpoint but could not be used."""
 
 
 def _ignore(path: Path, reason: str) -> None:
-    """Nobody wants to know."""
+    """The default: report nothing."""
 
 
 def load_checkpoint(path: Path, phase: Phase | None = None) -> TrainingState:
-    """Verify and read one checkpoint. Raises `CheckpointError` with the reason why it cannot be used."""
+    """Verify and read one checkpoint. Raises `CheckpointError` that says why it cannot be used."""
     try:
         if path.is_symlink() or not path.is_file():
             raise ValueError("not a regular file")
@@ -48,9 +55,9 @@ def load_checkpoint(path: Path, phase: Phase | None = None) -> TrainingState:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except PermissionError as error:
         raise CheckpointError(f"{path}: cannot be read by user {os.getuid()} ({error.strerror})") from error
-    except pickle.UnpicklingError as error:  # torch's own words advise to switch the protection off
+    except pickle.UnpicklingError as error:  # torch's own message advises switching the protection off
         raise CheckpointError(
-            f"{path}: not a checkpoint of Svitlo (it holds something else than tensors, numbers and text, which is "
+            f"{path}: not a checkpoint of Svitlo (it holds something other than tensors, numbers and text, which is "
             f"never unpickled)"
         ) from error
     except Exception as error:  # torch raises many kinds, some without any text
@@ -69,13 +76,13 @@ def find_newest(
     set_aside: bool = False,
     on_rejected: OnRejected = _ignore,
 ) -> TrainingState | None:
-    """The newest usable checkpoint of a phase, by the step inside, or None where none was ever saved.
+    """The newest usable checkpoint of a phase, by the step stored in it. None if none was ever saved.
 
-    With a `run_id`, checkpoints of other runs are not usable: somebody has put them there. With `set_aside`, what
-    cannot be used is renamed to `.broken`, leftovers are removed, and `last_checkpoint.pt` is there afterwards: for the
-    trainer, which owns the folder. Everybody else only reads.
+    With a `run_id`, checkpoints of other runs do not count as usable: they were copied in from elsewhere. `set_aside`
+    is for the trainer, which owns the folder. It renames unusable files to `.broken`, removes leftovers, and makes sure
+    that `last_checkpoint.pt` exists afterwards. All other callers only read.
 
-    Raises `CheckpointError` where checkpoints exist and none is usable: nothing may start from zero over them.
+    Raises `CheckpointError` if checkpoints exist but none is usable: nothing may start from zero over them.
     """
     if not folder.is_dir():
         return None
@@ -104,8 +111,8 @@ def find_newest(
         why = f" ({rejected[0]})" if rejected and not set_aside else f" (they are kept as *{BROKEN_SUFFIX})"
         raise CheckpointError(
             f"{folder}: checkpoints exist and none of them is usable{why}. Training does not start from zero over "
-            f"them. Bring back a backup with `make restore FROM=...`, or begin again with `make new-run`, which moves "
-            f"them aside"
+            f"them. Restore a backup with `make restore FROM=...`, or start over with `make new-run`, which moves them "
+            f"aside"
         )
     return None
 
@@ -118,9 +125,9 @@ def find_best(
     set_aside: bool = False,
     on_rejected: OnRejected = _ignore,
 ) -> TrainingState:
-    """What a phase hands on: the state with the lowest validation loss, or the newest where that one is damaged.
+    """What a phase hands on: the state with the lowest validation loss, or the newest one if that is damaged.
 
-    Arguments and errors are those of `find_newest`; here it is also an error where nothing was ever saved.
+    Arguments and errors are those of `find_newest`. Also raises `CheckpointError` if nothing was ever saved.
     """
     newest = find_newest(folder, phase, run_id=run_id, set_aside=set_aside, on_rejected=on_rejected)
     if newest is None:
@@ -129,7 +136,7 @@ def find_best(
 
 
 def best_beside(newest: TrainingState, folder: Path, phase: Phase, on_rejected: OnRejected = _ignore) -> TrainingState:
-    """The best state of the run whose newest state is `newest`; `newest` itself where there is no other."""
+    """The best state of the run whose newest state is `newest`. Returns `newest` itself if there is no other."""
     if newest.best_step in (-1, newest.global_step):
         return newest
     generations = [path for path in folder.glob(GENERATIONS) if _step_of(path) == newest.best_step]
@@ -143,29 +150,25 @@ def best_beside(newest: TrainingState, folder: Path, phase: Phase, on_rejected: 
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """What may be a checkpoint. What does not even tell its step comes first, so that it is not left unnoticed."""
+    """All candidate files. Those that do not even reveal their step come first, so they do not go unnoticed."""
     steps = {path: _step_of(path) for path in _all_in(folder) if os.path.lexists(path)}
     return sorted(steps, key=lambda path: (steps[path] is not None, -(steps[path] or 0), path.name != LAST))
 
 
 def _all_in(folder: Path) -> list[Path]:
-    """Every name under which a checkpoint of a phase may stand."""
+    """Every name that a checkpoint of a phase can have."""
     return [folder / LAST, *folder.glob(GENERATIONS), folder / BEST]
 
 
 def put_aside(path: Path, suffix: str) -> Path:
-    """Rename a file so that it is not used any more; nothing is deleted. Returns the new name."""
-    target = path.with_name(path.name + suffix)
-    number = 1
-    while os.path.lexists(target):
-        number += 1
-        target = path.with_name(f"{path.name}{suffix}{number}")
+    """Rename a file so that it is no longer used. Deletes nothing. Returns the new name."""
+    target = name_with_suffix(path, suffix)
     rename_durably(path, target)
     return target
 
 
 def set_aside_newer(folder: Path, step: int, run_id: str) -> list[Path]:
-    """Set aside what is newer than `step` or of another run: a person has chosen to go on from there."""
+    """Set aside what is newer than `step` or belongs to another run: the user has chosen to go on from there."""
     positions = {path: position_of(path) for path in _all_in(folder)}
     return [
         put_aside(path, ".superseded")
@@ -175,15 +178,15 @@ def set_aside_newer(folder: Path, step: int, run_id: str) -> list[Path]:
 
 
 def note_run(path: Path, run_id: str) -> None:
-    """Write down which run the checkpoints beside `path` belong to, so that those of another are recognised."""
+    """Record which run the checkpoints beside `path` belong to, so that those of another run are recognised."""
     if noted_run(path) != run_id:
         make_folder(path.parent)
-        with contextlib.suppress(OSError):  # on a full disk there is one check less; saving has its own say about it
+        with contextlib.suppress(OSError):  # a full disk costs this one check; saving reports the problem
             write_json(path, {"run_id": run_id})
 
 
 def noted_run(path: Path) -> str | None:
-    """The run that was written down; None where nothing readable was."""
+    """The recorded run, or None if there is no readable record."""
     try:
         return str(json.loads(path.read_bytes())["run_id"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -191,18 +194,18 @@ def noted_run(path: Path) -> str | None:
 
 
 def position_of(path: Path) -> tuple[str, int, int] | None:
-    """Run, phase and step of a checkpoint, as its seal says; None where it is missing or unreadable."""
+    """Run, phase and step of a checkpoint according to its seal. None if it is missing or unreadable."""
     try:
         if path.is_symlink():
             return None
         run_id, phase, step = label_of(path).split(" ")
         return run_id, int(phase), int(step)
-    except (OSError, ValueError):  # unreadable is an answer here; whoever loads the file finds out why
+    except (OSError, ValueError):  # unreadable is an answer here; loading the file tells why
         return None
 
 
 def newest_position(checkpoints: Path) -> tuple[str, int, int] | None:
-    """Run, phase and step of the newest readable checkpoint of all phases below a folder; unverified."""
+    """Run, phase and step of the newest readable checkpoint of all phases below a folder. Not verified."""
     positions = [position_of(path) for path in checkpoints.glob("phase*/*.pt")]
     return max(filter(None, positions), key=lambda position: position[1:], default=None)
 
