@@ -1,8 +1,8 @@
-# `make` alone prints what there is.
+# `make` alone prints the list of targets.
 .DEFAULT_GOAL := help
 .PHONY: help demo up down logs status doctor env install uninstall build sbom test torture bench bench-loss bench-saving lint lock .venv export backup restore verify new-run clean-demo
 
-help: ## print this
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## train a small model end to end in a few minutes, and see it answer
@@ -11,10 +11,10 @@ demo: ## train a small model end to end in a few minutes, and see it answer
 up: ## start (or update) the stack on this machine
 	@docker/up.sh
 
-down: ## stop the stack; training goes on from there at the next `make up`
+down: ## stop the stack; the next `make up` continues from there
 	@docker compose --progress quiet down
 
-logs: ## follow what data-prep and trainer say
+logs: ## follow the logs of data-prep and trainer
 	@docker compose logs --follow --tail 100 data-prep trainer
 
 status: ## show phase, step, losses, speed and the last events on one screen
@@ -23,10 +23,10 @@ status: ## show phase, step, losses, speed and the last events on one screen
 doctor: ## check engine, CPUs, memory, disk and volumes, with a remedy for each problem
 	@docker/doctor.sh
 
-env: ## write a .env that fits this machine; keeps what is set
+env: ## write a .env that fits this machine; keeps values that are set
 	@docker/env.sh
 
-install: ## install the Docker engine where it is missing, and start the stack at boot (as root)
+install: ## install the Docker engine if it is missing, and start the stack at boot (as root)
 	@docker/install.sh
 
 uninstall: ## remove the boot unit (as root); keeps engine, images and volumes
@@ -38,43 +38,43 @@ build: ## build the images
 export: ## write the best model so far to export/model, for transformers
 	@docker/tools.sh export
 
-backup: ## copy everything, also while training: DEST=folder or DEST=user@host:folder
+backup: ## copy everything, even while training: DEST=folder or DEST=user@host:folder
 	@docker/backup.sh "$(DEST)"
 
-restore: ## put a backup back after verifying it: FROM=folder (FORCE=1: also over a newer run)
+restore: ## verify and restore a backup: FROM=folder (FORCE=1: also over a newer run)
 	@FORCE="$(FORCE)" docker/restore.sh "$(FROM)"
 
 verify: ## check every shard, checkpoint and exported file against its digest
 	@docker/tools.sh verify
 
-new-run: ## move the present run aside and begin another one; deletes nothing
+new-run: ## move the current run aside and start a new one; deletes nothing
 	@YES="$(YES)" docker/new-run.sh
 
 sbom: ## list every package in the images, as CycloneDX JSON in sbom/
 	@docker/sbom.sh
 
-test: lint ## run all tests; those with containers where an engine answers
+test: lint ## run all tests; container tests only if an engine answers
 	@docker/test.sh
 
-torture: lint ## all tests, with more cuts, kills and damage: about an hour; SEED=… repeats one
+torture: lint ## run all tests with more cuts, kills and damage, about an hour; SEED=… repeats one
 	@SVITLO_TORTURE=1 SVITLO_SEED="$(SEED)" docker/test.sh
 
-bench: .venv ## speed of a step against this machine's matrix products and the Hugging Face Trainer, about 5 minutes
+bench: .venv ## compare step speed with this machine's matrix products and the Hugging Face Trainer, about 5 minutes
 	@.venv/bin/python -m benchmarks.speed
 
-bench-loss: .venv ## validation loss over time against the Trainer, side by side: MINUTES=30, on the data in volumes/
+bench-loss: .venv ## compare validation loss over time with the Trainer, side by side: MINUTES=30, on the data in volumes/
 	@.venv/bin/python -m benchmarks.loss --minutes "$(or $(MINUTES),30)"
 
-bench-saving: .venv ## what a save costs on this disk and on slower ones, about a minute
+bench-saving: .venv ## measure what a save costs on this disk and on slower ones, about a minute
 	@.venv/bin/python -m benchmarks.saving
 
 lint: .venv ## check style, types, scripts, Dockerfile and compose.yaml
 	@docker/lint.sh
 
-lock: ## write the hash-locked requirements anew, with the newest versions
+lock: ## update the hash-locked requirements to the newest versions
 	@docker/lock.sh
 
-clean-demo: ## remove what the demo left
+clean-demo: ## remove what the demo left behind
 	@COMPOSE_PROJECT_NAME=svitlo-demo docker compose --progress quiet down && rm -rf volumes-demo
 
 .venv:

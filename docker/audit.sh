@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compares the locked packages with the known vulnerabilities of osv.dev. Where that cannot be reached it says that nothing was
-# checked, and does not fail: `docker/audit.sh`. Fails (1) where a vulnerability is known.
+# Checks the locked packages for known vulnerabilities at osv.dev: `docker/audit.sh`. Fails (1) if one is known. If osv.dev
+# cannot be reached, it says that nothing was checked and does not fail.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . docker/lib.sh
@@ -11,7 +11,7 @@ trap 'rm -f "$report" "$report.log"' EXIT
 passed=true
 for name in data-prep trainer; do
     : >"$report"
-    # Nothing is installed or looked for elsewhere: the locks name every package with its version.
+    # Nothing is installed or resolved: the locks name every package with its version.
     if pip-audit --requirement "docker/requirements/$name.lock" --require-hashes --disable-pip --vulnerability-service osv \
         --timeout 10 --progress-spinner off --output "$report" 2>"$report.log"; then
         say "$name.lock: no known vulnerabilities"

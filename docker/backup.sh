@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Copies everything that matters into a new, dated folder, while training goes on: `docker/backup.sh DEST`. DEST is a folder
-# (a mounted disk) or a target that rsync understands (host:folder).
+# Copies everything that matters into a new, dated folder: `docker/backup.sh DEST`. Works while training runs. DEST is a
+# folder (a mounted disk) or a target that rsync understands (host:folder).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
 destination=${1:-}
-[ -n "$destination" ] || die "say where to: make backup DEST=/media/disk/svitlo (or DEST=user@host:folder)" 2
+[ -n "$destination" ] || die "no destination given. Use: make backup DEST=/media/disk/svitlo (or DEST=user@host:folder)" 2
 owner=$(setting PUID 1000):$(setting PGID 1000)
 
 make_folder() {
@@ -25,7 +25,7 @@ case "$destination" in
         trap 'rm -rf "$staging"' EXIT
         backup_to "$staging"
         say "sending it to $destination"
-        # The sums last: a folder without them is not complete.
+        # The checksums go last: a folder without them is incomplete.
         rsync --archive --partial --exclude SHA256SUMS "$staging/" "$destination/"
         rsync --archive "$staging/" "$destination/"
         ;;

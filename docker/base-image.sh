@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints the name of the base image to build from: the pinned one where it is present or can be pulled; otherwise one of
-# the same Debian, made here from Debian's packages (as root), once.
+# Prints the name of the base image to build from. That is the pinned image if it is present or can be pulled. Otherwise
+# makes one of the same Debian from Debian's packages (as root), once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -17,7 +17,7 @@ if image_exists "$pinned"; then
     exit
 fi
 if image_exists "$LOCAL_IMAGE"; then
-    say "using the base image that was made here, $LOCAL_IMAGE (remove it to try the registry again)"
+    say "using the base image made on this machine, $LOCAL_IMAGE (remove it to try the registry again)"
     echo "$LOCAL_IMAGE"
     exit
 fi
@@ -39,7 +39,7 @@ fi
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mirror=${DEBIAN_MIRROR:-$(debian_mirror Debian)}
-[ -n "$mirror" ] || die "apt names no Debian mirror here; name one: DEBIAN_MIRROR=http://.../debian docker/base-image.sh" 2
+[ -n "$mirror" ] || die "apt knows no Debian mirror here; set one: DEBIAN_MIRROR=http://.../debian docker/base-image.sh" 2
 security=$(debian_mirror Debian-Security)
 security=${security:-${mirror%/}-security}
 say "debootstrap from $mirror (about half a minute)"

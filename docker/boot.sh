@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Run once at every boot by svitlo.service. The engine brings back what ran before the power cut; this mends what it cannot:
-# containers that vanished with a damaged file, were created and never started, or failed to start. What a person stopped
-# (`docker compose stop`) or took down (`down`, which removes the network too) stays so.
+# svitlo.service runs this once at every boot. The engine restarts what ran before the power cut. This script repairs what
+# the engine cannot: containers that vanished with a damaged file, were created but never started, or failed to start. What
+# someone stopped (`docker compose stop`) or took down (`down`, which also removes the network) stays that way.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -16,7 +16,7 @@ done
 containers=$(docker compose ps --all --quiet)
 network=$(docker network ls --quiet --filter "label=com.docker.compose.project=${COMPOSE_PROJECT_NAME:-svitlo}")
 if [ -z "$containers" ] && [ -z "$network" ]; then
-    say "the stack was taken down by a person; left as it is"
+    say "the stack was taken down on purpose; leaving it alone"
     exit 0
 fi
 
@@ -33,9 +33,9 @@ for service in data-prep trainer; do
     esac
 done
 if [ "${#to_start[@]}" -eq 0 ]; then
-    say "nothing to mend"
+    say "nothing to repair"
     exit 0
 fi
 say "starting ${to_start[*]}"
-# Without `setup`: it would take the empty folder below a disk that is not mounted yet for a new volume.
+# Without `setup`: if a disk is not mounted yet, it would take the empty mount point for a new volume.
 docker compose --progress quiet up --detach --no-build --no-recreate --no-deps "${to_start[@]}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images svitlo/data-prep and svitlo/trainer, with whatever this machine needs for that: a base image made here,
-# a local wheelhouse, its own certificates. Quick when nothing has changed.
+# Builds the images svitlo/data-prep and svitlo/trainer. Uses what this machine needs for that: a base image made here, a
+# local wheelhouse, its own certificates. Fast if nothing has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -18,16 +18,16 @@ if [ -n "$folder" ]; then
 fi
 certificates=$(ca_bundle)
 if [ -n "$certificates" ]; then
-    say "packages are fetched with this machine's certificates, $certificates"
+    say "packages are downloaded with this machine's certificates, $certificates"
     options+=(--secret "id=ca,src=$certificates")
 fi
 
 for image in data-prep trainer; do
     say "building svitlo/$image:$version"
-    # No attestations: an unchanged build gives the same image, and no container is made again for nothing.
+    # No attestations: an unchanged build then gives the same image, and containers are not recreated needlessly.
     docker buildx build --quiet --load --provenance=false --file docker/Dockerfile \
         --target "$image" --tag "svitlo/$image:$version" "${options[@]}" . >/dev/null
 done
 
-# What the build has replaced; images that are in use or have a tag stay.
+# Removes what the build has replaced. Images that are in use or have a tag stay.
 docker image prune --force --filter label=org.opencontainers.image.vendor=Svitlo >/dev/null

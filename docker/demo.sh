@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole job in small: the same stack with config/demo, on volumes and under a project name of its own, from nothing to
-# an answer. Every call starts afresh. The real run's volumes and containers are never touched.
+# The whole job on a small scale, from nothing to an answer: the same stack with config/demo, its own volumes and its own
+# project name. Every call starts from scratch. The volumes and containers of the real run are never touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -19,7 +19,7 @@ docker/build.sh
 
 health() { docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{end}}' "svitlo-demo-$1-1" 2>/dev/null || true; }
 
-say "starting afresh in $DEMO_VOLUMES"
+say "starting from scratch in $DEMO_VOLUMES"
 docker compose --progress quiet down --remove-orphans
 rm -rf "$DEMO_VOLUMES" || die "cannot remove $DEMO_VOLUMES; run: sudo rm -rf $DEMO_VOLUMES"
 mkdir -p "$DEMO_VOLUMES/raw"
@@ -27,7 +27,7 @@ cp -r config/demo/raw/. "$DEMO_VOLUMES/raw/"
 chmod -R a+rX "$DEMO_VOLUMES"
 docker compose --progress quiet up --detach --no-build
 
-# compose puts a terminal's "erase line" before each line, also into a file.
+# compose puts a terminal's "erase line" code before each line, even in a file.
 docker compose logs --follow --no-log-prefix data-prep trainer 2>/dev/null > >(sed -u 's/\x1b\[2K//') &
 follower=$!
 trap 'kill "$follower" 2>/dev/null || true' EXIT
@@ -48,12 +48,12 @@ wait "$follower" 2>/dev/null || true
 
 echo
 docker/tools.sh status
-# The status shows losses on validation data; a model this small only learns its conversations by heart, so what it was
-# trained on tells more.
+# The status shows losses on validation data. A model this small only memorises its conversations, so the training loss
+# says more.
 loss() {
     grep "\"kind\": \"step\", \"phase\": $1," "$DEMO_VOLUMES/logs/metrics.jsonl" | sed -n "$2s/.*\"loss\": \([0-9]*\.[0-9]\{1,3\}\).*/\1/p"
 }
-echo "Training loss: phase 1 $(loss 1 1) → $(loss 1 '$'), phase 2 $(loss 2 1) → $(loss 2 '$') (the conversations are learnt by heart)"
+echo "Training loss: phase 1 $(loss 1 1) → $(loss 1 '$'), phase 2 $(loss 2 1) → $(loss 2 '$') (the model memorises the conversations)"
 echo "Checkpoints: $(cd "$DEMO_VOLUMES/checkpoints" && echo phase?/*.pt), in $DEMO_VOLUMES/checkpoints"
 echo "Model:       $DEMO_VOLUMES/export/model, opens with AutoModelForCausalLM.from_pretrained"
 echo
@@ -61,5 +61,5 @@ echo "Question:    $QUESTION"
 echo "Answer:      $(docker/tools.sh generate "$QUESTION" 2>/dev/null)"
 echo
 docker compose --progress quiet down
-echo "That was the demo, in $SECONDS s. To ask more: SVITLO_VOLUMES=$DEMO_VOLUMES docker/tools.sh generate \"...\""
-echo "The real thing: make up"
+echo "The demo took $SECONDS s. To ask more: SVITLO_VOLUMES=$DEMO_VOLUMES docker/tools.sh generate \"...\""
+echo "To start the real run: make up"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Looks at this machine and says what is well and what is not, each with its remedy. Changes nothing. Exit code 1 if something
-# keeps the stack from running.
+# Checks this machine and reports what is fine and what is not, with a remedy for each problem. Changes nothing. Exit code 1
+# if something keeps the stack from running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -35,7 +35,7 @@ check_engine() {
 
 check_boot() {
     if [ ! -d /run/systemd/system ]; then
-        warn boot "systemd does not run here: make sure that dockerd and docker/boot.sh are started at boot"
+        warn boot "systemd does not run here: make sure that dockerd and docker/boot.sh start at boot"
         return
     fi
     if systemctl is-enabled --quiet docker.service 2>/dev/null; then
@@ -46,7 +46,7 @@ check_boot() {
     if systemctl is-enabled --quiet svitlo.service 2>/dev/null; then
         good "boot unit" "enabled"
     else
-        warn "boot unit" "not installed: damaged containers would not be mended at boot; run: sudo make install"
+        warn "boot unit" "not installed: damaged containers would not be repaired at boot; run: sudo make install"
     fi
 }
 
@@ -70,7 +70,7 @@ check_memory() {
     if [ "$total" -lt 3500 ]; then
         fail memory "$total MB; training the default model needs 4 GB"
     elif [ "$total" -lt 7500 ]; then
-        warn memory "$total MB is enough for the default model, with little left for anything else"
+        warn memory "$total MB is enough for the default model but leaves little for anything else"
     else
         good memory "$total MB"
     fi
@@ -91,8 +91,8 @@ check_disk() {
     options=$(findmnt --noheadings --output OPTIONS --target "$folder" 2>/dev/null || true)
     case "$kind" in
         ext4 | xfs | btrfs | zfs | f2fs | ext2/ext3) good "file system" "$kind" ;;
-        tmpfs | ramfs | overlay) fail "file system" "$kind: what is on it is gone after a power cut; set SVITLO_VOLUMES to a folder on a disk" ;;
-        *) warn "file system" "$kind: not known to keep what was written through a power cut; ext4 and XFS were tested" ;;
+        tmpfs | ramfs | overlay) fail "file system" "$kind: its files are lost in a power cut; set SVITLO_VOLUMES to a folder on a disk" ;;
+        *) warn "file system" "$kind: not known to survive a power cut; ext4 and XFS were tested" ;;
     esac
     case ",$options," in
         *,nobarrier,* | *,barrier=0,*) fail "file system" "mounted without write barriers, so a power cut can damage it; remove nobarrier from /etc/fstab" ;;
@@ -103,7 +103,7 @@ check_clock() {
     case "$(timedatectl show --property NTPSynchronized --value 2>/dev/null || true)" in
         yes) good clock "synchronised" ;;
         no) warn clock "not synchronised: times in reports may be wrong, training is not affected; run: timedatectl set-ntp true" ;;
-        *) warn clock "it is unknown whether it is synchronised; training is not affected" ;;
+        *) warn clock "cannot tell whether it is synchronised; training is not affected" ;;
     esac
 }
 
@@ -115,7 +115,7 @@ check_volumes() {
     if [ "${#missing[@]}" -eq 0 ]; then
         good volumes "$volumes is set up"
     elif [ "${#missing[@]}" -eq 6 ]; then
-        warn volumes "$volumes is not set up yet (make up does it); if it was, its disk is not mounted"
+        warn volumes "$volumes is not set up yet (make up does it); if it was set up before, its disk is not mounted"
     else
         fail volumes "$volumes: no marker in ${missing[*]}; if a disk is not mounted there, mount it; otherwise run: make up"
     fi
@@ -133,7 +133,7 @@ check_services() {
         case "$state" in
             "running, unhealthy") fail "$service" "unhealthy: $(docker exec "$container" sed -n 2p /tmp/health 2>/dev/null || echo "see: make logs")" ;;
             running*) good "$service" "$state" ;;
-            restarting*) fail "$service" "ends and is started again, over and over; see: make logs" ;;
+            restarting*) fail "$service" "keeps exiting and restarting; see: make logs" ;;
             *) warn "$service" "$state; start it with: make up" ;;
         esac
     done

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Fits .env to this machine: CPUs for the trainer, and the user that owns the volumes. Values that are set already stay.
-# `docker/env.sh --print` prints them and writes nothing.
+# Fits .env to this machine: CPUs for the trainer, and the user that owns the volumes. Keeps values that are already set.
+# `docker/env.sh --print` prints the values and writes nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
 MOST_CPUS=6
 
-# One logical CPU (the first) of each physical core, up to MOST_CPUS, as "0,2,4".
+# The first logical CPU of each physical core, up to MOST_CPUS, as "0,2,4".
 trainer_cpus() {
     local sys=${SVITLO_SYSFS:-/sys}/devices/system/cpu cpu siblings cpus=() seen=' '
     for cpu in $(expand_cpus "$(cat "$sys/online")"); do
@@ -23,7 +23,7 @@ trainer_cpus() {
     echo "${cpus[*]}"
 }
 
-# Never root: with sudo the user behind it, else the first user that Debian and Ubuntu make.
+# Never root. With sudo, the user who called it. Otherwise the first user that Debian and Ubuntu create.
 owner_uid() {
     local uid
     uid=$(id -u)
@@ -44,7 +44,7 @@ if [ "${1:-}" = --print ]; then
     exit
 fi
 
-# Sets a variable in .env, in the place where .env.example explains it, unless it has a value.
+# Sets a variable in .env, where .env.example explains it, unless it already has a value.
 set_unless_set() {
     if grep -q "^$1=." .env; then
         return
@@ -61,7 +61,7 @@ set_unless_set PUID "$(owner_uid)"
 set_unless_set PGID "$(owner_gid)"
 set_unless_set TRAINER_CPUS "$(trainer_cpus)"
 
-# The folders, so that text can be put into raw/ before the first start. Only `svitlo setup` marks them as set up.
+# Creates the folders, so that text can go into raw/ before the first start. Only `svitlo setup` marks them as set up.
 volumes=$(setting SVITLO_VOLUMES ./volumes)
 for folder in "$volumes" "$volumes"/{raw,data,checkpoints,logs,export,cache}; do
     [ -d "$folder" ] && continue

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs Docker Engine with Compose v2 and buildx from the distribution's own packages (Debian, Ubuntu; as root), starts
-# it, and enables it at boot. Does nothing where an engine with Compose v2 already answers, so it may be run at any time.
+# it, and enables it at boot. Does nothing if an engine with Compose v2 already answers, so it is safe to run at any time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -25,7 +25,7 @@ apt_quiet() {
 }
 install_packages() { apt_quiet install -y --no-install-recommends "$@"; }
 
-# Debian 12's own engine and Compose are too old; Debian 13's run on it. Priority 100 keeps everything else at Debian 12.
+# Debian 12's own engine and Compose are too old, but Debian 13's run on it. Priority 100 keeps everything else at Debian 12.
 add_trixie() {
     [ -e /etc/apt/sources.list.d/svitlo-trixie.sources ] && return
     local uri entry keyring=''
@@ -52,15 +52,15 @@ SOURCE
 install_engine() {
     say "updating the package lists"
     apt_quiet update
-    # dpkg also knows names of packages that are not installed: those that were removed, or that docker.io conflicts with.
+    # dpkg also lists packages that are not installed: removed ones, and those that docker.io conflicts with.
     if [ "$(dpkg-query --show --showformat='${db:Status-Status}' docker-ce 2>/dev/null)" = installed ]; then
-        say "installing what is missing beside docker-ce"
+        say "installing what docker-ce still needs"
         install_packages docker-ce containerd.io docker-compose-plugin docker-buildx-plugin
         return
     fi
     case "$ID $VERSION_ID" in
         "debian 12")
-            # These first, from Debian 12 itself: Debian 13's would pull in a new C library.
+            # These come first, from Debian 12 itself. Debian 13's would pull in a new C library.
             say "installing containerd, runc, tini, iptables"
             install_packages containerd runc tini iptables
             add_trixie
@@ -106,7 +106,7 @@ case "${ID:-unknown} ${VERSION_ID:-}" in
 esac
 [ "$(id -u)" = 0 ] || die "no Docker Engine with Compose v2 answers, and only root may install one; run: sudo docker/install-engine.sh (if it is installed: is your user in the group docker?)" 2
 
-# A client alone, or an engine that is stopped, is no reason to install again: what counts is what answers.
+# A client alone is not enough. A stopped engine is no reason to install again: it only needs to start.
 if ! have dockerd || ! have containerd || ! compose_works; then
     install_engine
 fi

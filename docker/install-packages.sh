@@ -1,8 +1,8 @@
 #!/bin/sh
-# Inside the build: installs /build/packages.lock into /opt/svitlo, torch from the wheelhouse if there is one.
+# Runs inside the build: installs /build/packages.lock into /opt/svitlo. Takes torch from the wheelhouse if there is one.
 set -eu
 
-# A proxy that re-signs TLS is trusted through the host's certificates; elsewhere the secret is absent.
+# Behind a proxy that re-signs TLS, pip trusts the host's certificates. Elsewhere the secret is absent.
 if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi
 
 set -- --require-hashes --no-compile --disable-pip-version-check --progress-bar off -r /build/packages.lock

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the engine where there is none, and the unit that mends the stack at boot. As root. `--remove` removes the unit.
+# Installs the engine if there is none, and the unit that repairs the stack at boot. Run as root. `--remove` removes the unit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -20,7 +20,7 @@ docker/install-engine.sh
 [ "$(id -u)" = 0 ] || die "only root can install a boot unit; run: sudo make install" 2
 project=$(pwd)
 volumes=$(realpath -m "$(setting SVITLO_VOLUMES ./volumes)")
-case "$project$volumes" in *[[:space:]]*) die "the path of the project or of the volumes has a space in it, which the boot unit cannot express" 2 ;; esac
+case "$project$volumes" in *[[:space:]]*) die "the path of the project or of the volumes contains a space, which the boot unit cannot express" 2 ;; esac
 sed -e "s|@PROJECT@|$project|g" -e "s|@VOLUMES@|$volumes|g" docker/svitlo.service >"$UNIT"
 say "wrote $UNIT"
 if [ -d /run/systemd/system ]; then
@@ -28,6 +28,6 @@ if [ -d /run/systemd/system ]; then
     systemctl enable --quiet docker.service svitlo.service
     say "enabled at boot: docker, svitlo"
 else
-    say "systemd does not run here, so nothing was enabled; start docker/boot.sh at boot in this machine's own way"
+    say "systemd does not run here, so nothing was enabled; make this machine run docker/boot.sh at boot"
 fi
-say "in the machine's firmware, set the state after a power loss to: on"
+say "in the machine's firmware (BIOS), set the state after a power loss to: on"

@@ -9,7 +9,7 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# One setting of pip's, from the environment or its configuration files; empty when it is not set.
+# One setting of pip, from the environment or its configuration files. Empty if it is not set.
 pip_setting() {
     local variable="PIP_${1^^}"
     variable="${variable//-/_}"
@@ -20,7 +20,7 @@ pip_setting() {
     fi
 }
 
-# The local folder that holds the locked torch wheel, if pip is told of one; empty otherwise.
+# The local folder that holds the locked torch wheel, if pip is configured with one. Empty otherwise.
 wheelhouse() {
     local version folder
     version=$(sed -n 's/^torch==\([^ ]*\).*/\1/p' "$(dirname "${BASH_SOURCE[0]}")/requirements/trainer.lock")
@@ -37,7 +37,7 @@ wheelhouse() {
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 export TORCH_INDEX
 
-# The bundle of certificates that this machine trusts; empty if it has none.
+# The bundle of certificates that this machine trusts. Empty if it has none.
 ca_bundle() {
     local file
     for file in "$(pip_setting cert)" "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt; do
@@ -48,21 +48,21 @@ ca_bundle() {
     done
 }
 
-# What apt knows about where it gets packages of one origin from ("Debian", "Debian-Security"): a field, REPO_URI unless named.
+# Where apt gets the packages of one origin ("Debian", "Debian-Security"): one field of apt's index, by default REPO_URI.
 debian_mirror() {
     have apt-get || return 0
     apt-get indextargets --format "\$(${2:-REPO_URI})" 'Created-By: Packages' 'Component: main' "Label: $1" 2>/dev/null |
         sed -n 's,/*$,,p;q'
 }
 
-# A variable of the stack as compose sees it: the environment first, then .env, then the default.
+# A variable of the stack as compose sees it: from the environment, else from .env, else the default.
 setting() {
     local value=${!1:-}
     if [ -z "$value" ] && [ -f .env ]; then value=$(sed -n "s/^$1=//p" .env | tail -n 1); fi
     echo "${value:-$2}"
 }
 
-# A list of CPUs such as "0,2-4", as one number per line.
+# A list of CPUs such as "0,2-4", one number per line.
 expand_cpus() {
     local range
     for range in ${1//,/ }; do seq "${range%-*}" "${range#*-}"; done

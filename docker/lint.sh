@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Style, types, shell scripts, Dockerfile, compose.yaml. Every check runs; the exit code says whether all passed.
+# Checks style, types, shell scripts, Dockerfile and compose.yaml. Runs every check. The exit code says whether all passed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 . docker/lib.sh
@@ -13,7 +13,7 @@ check() {
     fi
 }
 
-# The floors of the house stand in pyproject.toml.
+# The layers are listed in pyproject.toml.
 imports_run_downwards() {
     local report
     report=$(lint-imports 2>&1) || { echo "$report" && return 1; }
@@ -29,4 +29,4 @@ check hadolint docker/Dockerfile
 check docker/audit.sh
 if docker compose version >/dev/null 2>&1; then check docker compose --profile tools config --quiet; fi
 $passed || exit 1
-say "ruff, mypy, imports, shellcheck, hadolint and compose.yaml: all well"
+say "ruff, mypy, imports, shellcheck, hadolint and compose.yaml: all passed"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes docker/requirements/*.lock from the *.in files: newest versions that agree with each other, all with SHA-256.
-# Run it to upgrade dependencies (`make lock`); needs `uv` (pip install uv). A wheelhouse named by PIP_FIND_LINKS is used.
+# Writes docker/requirements/*.lock from the *.in files: the newest versions that fit together, all with SHA-256. Run it to
+# upgrade dependencies (`make lock`). Needs `uv` (pip install uv). Uses the wheelhouse that PIP_FIND_LINKS names, if any.
 set -euo pipefail
 cd "$(dirname "$0")/requirements"
 
@@ -9,7 +9,7 @@ command -v uv >/dev/null || { echo "lock: uv is not installed; install it with: 
 sources=(--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 if [ -n "${PIP_FIND_LINKS:-}" ]; then sources=(--find-links "$PIP_FIND_LINKS"); fi
 
-# Locks name no index and no folder, so that they hold on every machine.
+# Locks name no index and no folder, so they work on every machine.
 compile() {
     uv pip compile --quiet --upgrade --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
         --python-version 3.11 --python-platform x86_64-manylinux_2_28 "${sources[@]}" "$@"
@@ -17,7 +17,7 @@ compile() {
 
 compile dev.in --output-file dev.lock
 for name in data-prep trainer; do
-    # dev.lock as a constraint: tests run with the very versions that the images hold.
+    # dev.lock is a constraint: tests run with exactly the versions in the images.
     compile "$name.in" --constraint dev.lock --output-file "$name.lock"
 done
 compile --no-deps tokenizer.in --constraint dev.lock --output-file tokenizer.lock

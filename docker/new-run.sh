@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Moves the present run aside, so that training begins anew; deletes nothing. Asks first (YES=1: does not ask).
+# Moves the current run aside, so that training starts from scratch. Deletes nothing. Asks first, unless YES=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
 if [ -z "${YES:-}" ]; then
-    [ -t 0 ] || die "nobody is there to be asked; to go ahead without: make new-run YES=1" 2
-    read -r -p "Move the present run aside and begin another one? [y/N] " answer
+    [ -t 0 ] || die "cannot ask for confirmation without a terminal; to go ahead anyway: make new-run YES=1" 2
+    read -r -p "Move the current run aside and start a new one? [y/N] " answer
     [[ "$answer" == [yY]* ]] || die "nothing was changed" 0
 fi
 docker/while-stopped.sh docker/tools.sh new-run --yes

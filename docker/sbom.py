@@ -1,4 +1,4 @@
-"""Run inside an image by docker/sbom.sh: prints what is installed there as a CycloneDX 1.6 document (JSON).
+"""Prints what is installed in an image as a CycloneDX 1.6 document (JSON). docker/sbom.sh runs it inside the image.
 
     docker run --rm --interactive --network none --entrypoint python IMAGE - NAME VERSION <docker/sbom.py
 
@@ -21,7 +21,7 @@ Component = dict[str, Any]
 
 
 def debian_packages(status: str) -> list[Component]:
-    """The packages that dpkg's status file calls installed."""
+    """The packages that dpkg's status file lists as installed."""
     found = []
     for paragraph in re.split(r"\n\n+", status.strip()):
         fields = dict(re.findall(r"^([A-Za-z-]+): *(.*)$", paragraph, re.MULTILINE))
@@ -41,7 +41,7 @@ def debian_packages(status: str) -> list[Component]:
 
 
 def python_packages() -> list[Component]:
-    """The distributions that Python would import, without Python's own library."""
+    """The distributions that Python would import, without the standard library."""
     found = []
     for distribution in importlib.metadata.distributions():
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
@@ -59,7 +59,7 @@ def python_packages() -> list[Component]:
 
 
 def document(name: str, version: str, components: list[Component]) -> dict[str, Any]:
-    """The whole document. Its serial number depends on nothing but its content."""
+    """The whole document. Its serial number depends only on its content."""
     unique = {component["purl"]: component for component in components}
     ordered = [{"bom-ref": purl, **unique[purl]} for purl in sorted(unique)]
     content = json.dumps([name, version, ordered], sort_keys=True)

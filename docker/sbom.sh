@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes what is installed in each image into sbom/ (CycloneDX JSON), read from inside the image itself: `docker/sbom.sh`.
+# Writes what is installed in each image to sbom/ (CycloneDX JSON): `docker/sbom.sh`. Reads it from inside the image itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh

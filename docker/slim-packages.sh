@@ -1,5 +1,5 @@
 #!/bin/sh
-# Inside the build: takes out of /opt/svitlo what a running service never opens, then compiles the rest to bytecode.
+# Runs inside the build: removes from /opt/svitlo what a running service never opens, then compiles the rest to bytecode.
 set -eu
 cd /opt/svitlo/lib/python3.11/site-packages
 
@@ -16,7 +16,7 @@ cd /opt/svitlo
 find bin -mindepth 1 ! -name 'python*' -delete
 rm -rf include share/man
 
-# Unchecked: the files never change, so Python need not compare their times at every start. Left as source: models other
-# than GPT-2, which would double the size of transformers, and one file of torch's that is for a newer Python.
+# Unchecked: the files never change, so Python need not compare their times at every start. Not compiled: models other than
+# GPT-2, which would double the size of transformers, and one file of torch that needs a newer Python.
 python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash \
     -x 'transformers/models/(?!(auto|encoder_decoder|gpt2)/)[^/]+/|torch/testing/_internal/py312_' lib

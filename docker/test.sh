@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests: those without containers, then those with, where an engine answers. SVITLO_REQUIRE_CONTAINERS=1: fails where
-# none of the latter ran.
+# Runs the tests: first those without containers, then those with containers if an engine answers. With
+# SVITLO_REQUIRE_CONTAINERS=1 it fails if none of the latter ran.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -18,7 +18,7 @@ if docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1; then
     ran=$(($(count tests) - $(count skipped)))
     say "$ran container tests ran"
 else
-    say "no engine with Compose answers: THE CONTAINER TESTS ARE SKIPPED (sudo make install brings one)"
+    say "no engine with Compose answers: THE CONTAINER TESTS ARE SKIPPED (to install one: sudo make install)"
     ran=0
 fi
 if [ -n "${SVITLO_REQUIRE_CONTAINERS:-}" ] && [ "$ran" -eq 0 ]; then

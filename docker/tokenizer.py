@@ -1,8 +1,8 @@
 """Makes the GPT-2 tokenizer without a model hub: `python docker/tokenizer.py DIR` writes DIR/tokenizer.json.
 
 The ranks of GPT-2's byte-level BPE ship inside the source package of openai-whisper. pip fetches that package by its
-locked SHA-256, the one file is taken out and verified, and the merges are worked out again from the ranks. The same
-bytes come out every time. Needs pip, setuptools and tokenizers (so: .venv, or the trainer's environment).
+locked SHA-256. This script extracts and verifies the one file, and computes the merges from the ranks. The result has
+the same bytes every time. Needs pip, setuptools and tokenizers (in .venv or in the trainer's environment).
 """
 
 import base64
@@ -30,7 +30,7 @@ They were taken from the source package {package}, whose licence follows.
 
 def fetch_package(folder: Path) -> Path:
     """Downloads the locked source package into `folder`, and returns its path. pip checks the hash."""
-    # Without build isolation nothing else is fetched; pip only reads the package's metadata through setuptools.
+    # Without build isolation nothing else is fetched. pip only reads the package's metadata through setuptools.
     command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-build-isolation", "--no-binary", ":all:", "--require-hashes", "--requirement", str(LOCK)]
     subprocess.run([*command, "--dest", str(folder)], check=True, stdin=subprocess.DEVNULL)
@@ -55,14 +55,14 @@ def read_ranks(text: bytes) -> dict[bytes, int]:
 
 
 def printable_bytes() -> dict[int, str]:
-    """Returns GPT-2's printable stand-in for every byte: itself where it can be seen, else a letter from 256 on."""
+    """Returns GPT-2's printable stand-in for every byte: itself if it is visible, else a letter from 256 on."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [value for value in range(256) if value not in visible]
     return {value: chr(value) for value in visible} | {value: chr(256 + n) for n, value in enumerate(hidden)}
 
 
 def merge_of(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """Returns the pair that `token` is merged from: what BPE makes of its bytes with only the earlier merges."""
+    """Returns the pair that `token` is merged from: the result of BPE on its bytes with only the earlier merges."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         # The pair of lowest rank is merged first, exactly as when text is encoded.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs one svitlo command on the volumes, in the trainer's image: `docker/tools.sh status`. Options for `docker compose run`
-# go before `--`, the command after it.
+# Runs one svitlo command on the volumes, in the trainer's image: `docker/tools.sh status`. To pass options to
+# `docker compose run`, put them before `--` and the command after it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh

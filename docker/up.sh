@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 docker/env.sh
 docker/build.sh
 docker compose --progress quiet up --detach --no-build
-say "running; see it with: make logs, make status"
+say "running; to watch it: make logs, make status"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv, the environment that tests and lint run in, from the hash-locked requirements. Does nothing when it is current.
+# Makes .venv, the environment for tests and lint, from the hash-locked requirements. Does nothing if it is up to date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
-# The lock file is also the lock: two `make` runs must not build the same environment.
+# The requirements file also serves as the lock: two `make` runs must not build the same environment.
 exec 9<docker/requirements/dev.lock
 flock 9
 
@@ -20,7 +20,7 @@ find_python() {
 
 digest_of() { cat "$@" | sha256sum | cut -d' ' -f1; }
 current() { [ "$(cat "$1" 2>/dev/null)" = "$2" ]; }
-# Twice quiet: pip warns once per package about each place that does not hold it.
+# Quiet twice: otherwise pip warns once per package about each index that does not have it.
 pip_install() { .venv/bin/pip install -qq --disable-pip-version-check "$@"; }
 
 packages=$(digest_of docker/requirements/dev.lock)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-# Time is no promise of a unit test: on a shared machine the same call has taken 1 ms and 400 ms.
+# Unit tests promise nothing about time: on a shared machine the same call has taken 1 ms and 400 ms.
 settings.register_profile("svitlo", deadline=None)
 settings.load_profile("svitlo")
 
@@ -34,7 +34,7 @@ PHASE_1 = {
         "learning_rate": 6e-3,
         "dropout": 0.1,
     },
-    # Both ways of computing the head, with the change in the middle of what is killed and resumed.
+    # Uses both ways of computing the head. The switch falls in the middle of what is killed and resumed.
     "head": {"sampled_fraction": 0.5},
     "evaluation": {"every_n_steps": 8, "max_sequences": 16},
     "checkpoints": {"save_every_seconds": 1, "save_every_n_steps": 5},
@@ -62,7 +62,7 @@ DATA = {
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration folder and a volumes folder, and the command on them."""
+    """A configuration folder, a volumes folder, and the command that works on them."""
 
     config: Path
     volumes: Path
@@ -73,7 +73,7 @@ class Job:
         return [sys.executable, "-m", "svitlo", arguments[0], *config, "--volumes", str(self.volumes), *arguments[1:]]
 
     def run(self, *arguments: str, check: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run to the end; `check` is the exit code that is expected, None for any."""
+        """Run to the end. `check` is the expected exit code, None for any."""
         done = subprocess.run(
             self.command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
         )
@@ -84,7 +84,7 @@ class Job:
         return done
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start in the background; both outputs are read from `stdout`."""
+        """Start in the background. `stdout` carries both outputs."""
         process = subprocess.Popen(
             self.command(*arguments),
             stdout=subprocess.PIPE,
@@ -104,7 +104,7 @@ class Job:
         path.write_text(yaml.safe_dump(content))
 
     def copy(self, folder: Path) -> Job:
-        """The same job, with everything that it has done, somewhere else."""
+        """A copy of the job in another folder, with everything that it has done."""
         shutil.copytree(self.config, folder / "config")
         shutil.copytree(self.volumes, folder / "volumes")
         return Job(folder / "config", folder / "volumes")
@@ -124,7 +124,7 @@ def _leave_no_process() -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """This environment, without what a developer may have set for the program."""
+    """This environment, without settings that a developer may have made for the program."""
     return {key: value for key, value in os.environ.items() if not key.startswith("SVITLO_")}
 
 
@@ -174,7 +174,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="session")
 def trained(prepared: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """The same job trained to the end without any interruption: what all others are compared with."""
+    """The same job trained to the end without any interruption. All others are compared with it."""
     job = prepared.copy(tmp_path_factory.mktemp("trained"))
     job.run("train")
     return job

@@ -1,4 +1,4 @@
-"""What tests read from a run's volumes, and when two runs are the same."""
+"""Helpers that read a run's volumes and compare two runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def no_rejection(path: Path, reason: str) -> None:
 
 
 class Rejections(list[tuple[Path, str]]):
-    """Notes each checkpoint that could not be used, with the reason."""
+    """Collects each checkpoint that could not be used, with the reason."""
 
     def __call__(self, path: Path, reason: str) -> None:
         self.append((path, reason))
@@ -48,7 +48,7 @@ CLOCK_FIELDS = {"timestamp", "training_seconds", "run_id", "periodic_save"}
 def checkpoint_state(
     step: int, weights: dict[str, torch.Tensor], phase: int = 1, run_id: str = "r", **fields: Any
 ) -> TrainingState:
-    """A state with these weights, where a test of files needs no model that could be trained."""
+    """A state with these weights, for tests of files that need no trainable model."""
     values = {
         "vocab_size": 10,
         "model": {},

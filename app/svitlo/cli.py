@@ -35,7 +35,7 @@ _config = click.option(
     show_default=True,
     help="Folder that holds data.yaml and the two phases' files.",
 )
-_hold = click.option("--hold", is_flag=True, help="When done or stuck, stay and wait instead of ending (containers).")
+_hold = click.option("--hold", is_flag=True, help="When done or stuck, wait instead of exiting (for containers).")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -48,7 +48,7 @@ def cli() -> None:
 @_volumes
 @click.option("--owner", metavar="UID:GID", help="Give the folders to this user (when run as root).")
 def setup(volumes_dir: Path, owner: str | None) -> None:
-    """Create the volume folders and mark them as set up. Changes nothing in folders that are."""
+    """Create the volume folders and mark them as set up. Leaves folders alone that are set up already."""
     made = Volumes(volumes_dir).set_up(_parse_owner(owner))
     click.echo(f"volumes in {volumes_dir}: " + (f"set up {', '.join(made)}" if made else "all set up already"))
 
@@ -75,7 +75,7 @@ def prepare(config_dir: Path, volumes_dir: Path, hold: bool) -> None:
 @click.option("--phase", type=click.Choice([str(phase.number) for phase in PHASES]), help="Run only this phase.")
 @click.option("--resume", type=click.Path(path_type=Path, dir_okay=False), help="Go on from this checkpoint file.")
 def train(config_dir: Path, volumes_dir: Path, hold: bool, phase: str | None, resume: Path | None) -> None:
-    """Wait for data, train phase 1, then phase 2, then export. Goes on where it was."""
+    """Wait for data, train phase 1, then phase 2, then export. Continues where it left off."""
     from svitlo.appliance.holding import run_service
     from svitlo.appliance.trainer import Request
     from svitlo.appliance.trainer import train as train_phases
@@ -90,7 +90,7 @@ def train(config_dir: Path, volumes_dir: Path, hold: bool, phase: str | None, re
 @cli.command()
 @_volumes
 def export(volumes_dir: Path) -> None:
-    """Write the best model so far in the field's formats to export/model/."""
+    """Export the best model so far to export/model/, for transformers and other tools."""
     from svitlo.model.export import export_model
 
     export_model(Volumes(volumes_dir))
@@ -100,9 +100,9 @@ def export(volumes_dir: Path) -> None:
 @_volumes
 @click.argument("text")
 @click.option("--max-tokens", default=80, show_default=True, type=click.IntRange(1, 1_000), help="Tokens to write.")
-@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 5), help="0: the likeliest.")
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0, 5), help="0: the most likely.")
 def generate(volumes_dir: Path, text: str, max_tokens: int, temperature: float) -> None:
-    """Answer TEXT with the newest model, also while training."""
+    """Answer TEXT with the newest model. Works while training runs."""
     from svitlo.model.generate import answer
 
     click.echo(answer(Volumes(volumes_dir), text, max_new_tokens=max_tokens, temperature=temperature))
@@ -110,9 +110,9 @@ def generate(volumes_dir: Path, text: str, max_tokens: int, temperature: float) 
 
 @cli.command()
 @_volumes
-@click.option("--json", "json_wanted", is_flag=True, help="As JSON (docs/status.md explains it).")
+@click.option("--json", "json_wanted", is_flag=True, help="Print JSON (see docs/status.md).")
 def status(volumes_dir: Path, json_wanted: bool) -> None:
-    """Show what is going on, on one screen."""
+    """Show the state of the run on one screen."""
     from svitlo.reporting.overview import overview
     from svitlo.reporting.screen import print_screen
 
@@ -138,7 +138,7 @@ def verify(volumes_dir: Path) -> None:
 @_volumes
 @click.argument("destination", type=click.Path(path_type=Path, file_okay=False))
 def backup(config_dir: Path, volumes_dir: Path, destination: Path) -> None:
-    """Copy everything, with checksums, into a new folder in DESTINATION. Training may go on meanwhile."""
+    """Copy everything, with checksums, into a new folder in DESTINATION. Works while training runs."""
     from svitlo.operations.backup import backup as back_up
 
     click.echo(back_up(Volumes(volumes_dir), destination, config_dir))
@@ -147,9 +147,9 @@ def backup(config_dir: Path, volumes_dir: Path, destination: Path) -> None:
 @cli.command()
 @_volumes
 @click.argument("source", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--force", is_flag=True, help="Also over a newer or another run, which is moved aside.")
+@click.option("--force", is_flag=True, help="Also over a newer or different run, which is moved aside.")
 def restore(volumes_dir: Path, source: Path, force: bool) -> None:
-    """Verify the backup SOURCE and put it into the volumes."""
+    """Verify the backup SOURCE and restore it into the volumes."""
     from svitlo.operations.restore import restore as restore_backup
 
     click.echo(restore_backup(Volumes(volumes_dir), source, force=force))
@@ -157,13 +157,13 @@ def restore(volumes_dir: Path, source: Path, force: bool) -> None:
 
 @cli.command("new-run")
 @_volumes
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def new_run(volumes_dir: Path, yes: bool) -> None:
-    """Move checkpoints, logs and export aside, so that training begins anew. Deletes nothing."""
+    """Move checkpoints, logs and export aside, so that training starts from scratch. Deletes nothing."""
     from svitlo.operations.new_run import new_run as move_aside
 
     if not yes:
-        click.confirm("Move the present run aside and begin another one?", abort=True)
+        click.confirm("Move the current run aside and start a new one?", abort=True)
     click.echo(move_aside(Volumes(volumes_dir)))
 
 
@@ -178,7 +178,7 @@ def _parse_owner(owner: str | None) -> tuple[int, int] | None:
 
 
 def main() -> None:
-    """Entry point: errors meant for people become one message and an exit code."""
+    """Entry point. Turns errors meant for people into one message and an exit code."""
     from svitlo.interruption import Interrupted
 
     try:

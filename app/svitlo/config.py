@@ -1,7 +1,7 @@
 """The YAML files as typed, validated objects.
 
-All mistakes of a file are collected and raised at once, each with file, key, value, reason and, where a key is
-unknown, the nearest valid one.
+All mistakes in a file are collected and raised together, each with file, key, value and reason. For an unknown key the
+message names the nearest valid one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNPINNED = "unpinned"
 
 
 class Section(BaseModel):
-    """What every section shares: unknown keys are mistakes, values do not change once read."""
+    """What all sections share: unknown keys are mistakes, and values never change after they are read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -42,7 +42,7 @@ class Section(BaseModel):
 
 
 class FormatKind(Protocol):
-    """What data.yaml's sources are checked against: the formats themselves are on a floor above."""
+    """What the sources in data.yaml are checked against. The formats themselves live in a higher layer."""
 
     @property
     def gives(self) -> Literal["text", "conversations"]: ...
@@ -55,7 +55,7 @@ class FormatKind(Protocol):
 
 
 def _formats_of(info: ValidationInfo) -> Mapping[str, FormatKind]:
-    """The formats that there are; none where an object is made by the program itself."""
+    """All known formats, or none if the program itself creates the object."""
     return info.context["formats"] if info.context else {}
 
 
@@ -63,7 +63,7 @@ class Source(Section):
     """One place that text comes from: a data set on the hub, or files below `volumes/raw/`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    """Names the source in the manifest and in reports."""
+    """The name of the source in the manifest and in reports."""
     format: str
     """How documents or conversations are laid out: the name of a module in data/formats/."""
     hub: str | None = None
@@ -71,23 +71,23 @@ class Source(Section):
     configuration: str | None = None
     """The data set's configuration (the hub's "subset")."""
     revision: str | None = None
-    """Commit on the hub, 40 hex digits: the same configuration means the same data for ever. The word `unpinned` takes
-    whatever the hub has on the day of the first preparation; the commit found is recorded in the manifest."""
+    """Commit on the hub, 40 hex digits: the same configuration then always means the same data. `unpinned` takes what
+    the hub has on the day of the first preparation, and records the commit in the manifest."""
     split: str = "train"
     """The data set's split."""
     files: list[str] | None = None
-    """Glob patterns below `volumes/raw/`; `archive.zip::member-pattern` reads members of `.zip` and `.tar.*`."""
+    """Glob patterns below `volumes/raw/`. `archive.zip::member-pattern` reads members of `.zip` and `.tar.*`."""
     field: str = "text"
     """For `jsonl` and hub text: the field that holds the document."""
     title_field: str | None = None
     """For `jsonl` and hub text: the field that holds the title, which becomes the document's first line."""
     check_language: bool = True
-    """Stop when the text does not look like English. `false` for other languages."""
+    """Stop if the text does not look like English. Set `false` for other languages."""
     max_documents: int | None = Field(default=None, ge=1)
-    """Stop after so many documents of this source."""
+    """Stop after this many documents of this source."""
     fields: dict[str, str] | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
-    """For records that use other names than the format: `{instruction: prompt, output: response}`. Left out of what is
-    recorded where it is not set: data prepared before there was this key stays what it was."""
+    """For records whose field names differ from the format's: `{instruction: prompt, output: response}`. If not set, it
+    is left out of what is recorded, so that data prepared before this key existed stays valid."""
 
     @field_validator("format")
     @classmethod
@@ -107,7 +107,8 @@ class Source(Section):
             return names
         if not found.fields:
             raise ValueError(
-                f"format {info.data['format']} has no fields of its own: `field` and `title_field` name the record's"
+                f"format {info.data['format']} has no fields to map: name the record's fields with `field` and "
+                f"`title_field`"
             )
         known = [*found.fields, *found.optional_fields]
         for name in names:
@@ -126,7 +127,7 @@ class Source(Section):
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}|" + UNPINNED, self.revision):
             raise ValueError(
                 f"`revision` ({self.revision}) is not a commit: give its 40 hex digits, because branches and tags move "
-                f"(or `{UNPINNED}`, to take what there is)"
+                f"(or `{UNPINNED}`, to take the current one)"
             )
         if self.files is not None and not self.files:
             raise ValueError("`files` is empty: give at least one pattern below volumes/raw/")
@@ -134,12 +135,12 @@ class Source(Section):
 
 
 class PhaseData(Section):
-    """What both phases' data share."""
+    """What the data of both phases share."""
 
     sources: list[Source] = Field(min_length=1)
     """Read in this order."""
     validation_fraction: float = Field(default=0.01, gt=0, lt=0.5)
-    """Share of the documents that is held back, chosen by a hash of each document."""
+    """Share of the documents held back for validation, chosen by a hash of each document."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> PhaseData:
@@ -151,7 +152,7 @@ class PhaseData(Section):
 
 
 def _must_give(kind: Literal["text", "conversations"], why: str) -> AfterValidator:
-    """Each source's format gives what the phase learns from."""
+    """Check that the format of each source gives what the phase learns from."""
 
     def check(source: Source, info: ValidationInfo) -> Source:
         formats = _formats_of(info)
@@ -169,7 +170,7 @@ class TextData(PhaseData):
     sources: list[Annotated[Source, _must_give("text", "phase 1 reads text")]] = Field(min_length=1)
     """Read in this order."""
     max_tokens: int | None = Field(default=None, ge=1_000)
-    """Stop after so many training tokens; empty means all."""
+    """Stop after this many training tokens. Empty means all."""
     shard_tokens: int = Field(default=2_097_152, ge=4_096)
     """Tokens in a shard file (2 bytes each)."""
     min_document_words: int = Field(default=10, ge=1)
@@ -182,7 +183,7 @@ class ConversationData(PhaseData):
     sources: list[Annotated[Source, _must_give("conversations", "phase 2 reads conversations")]] = Field(min_length=1)
     """Read in this order."""
     sequence_length: int = Field(default=256, ge=32, le=4_096)
-    """The window in tokens. Not more than phase 1's `model.positions`."""
+    """The window in tokens. At most `model.positions` of phase 1."""
     shard_conversations: int = Field(default=16_384, ge=16)
     """Conversations in a shard."""
 
@@ -220,12 +221,12 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How long and with what to train."""
+    """How long to train, and how."""
 
     max_epochs: int = Field(default=3, ge=1)
-    """Passes over the training data at most."""
+    """At most this many passes over the training data."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps at most; empty means as many as `max_epochs` gives."""
+    """At most this many optimizer steps. Empty means as many as `max_epochs` gives."""
     micro_batch: int = Field(default=4, ge=1)
     """Sequences in one forward and backward pass."""
     gradient_accumulation: int = Field(default=4, ge=1)
@@ -233,28 +234,28 @@ class TrainingConfig(Section):
     optimizer: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon for the matrices of the blocks, AdamW for the rest. `adamw`: AdamW for all."""
     learning_rate: float = Field(default=5e-3, gt=0, lt=1)
-    """AdamW's, at its peak."""
+    """Peak learning rate of AdamW."""
     muon_learning_rate: float = Field(default=0.02, gt=0, lt=1)
-    """Muon's, at its peak."""
+    """Peak learning rate of Muon."""
     muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     muon_weight_decay: float = Field(default=0.1, ge=0)
     warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly to its peak."""
     schedule: Literal["cosine", "linear", "trapezoid"] = "linear"
-    """How the learning rates fall after the warm-up; `trapezoid` keeps the peak until the last `decay_fraction`."""
+    """How the learning rates fall after the warm-up. `trapezoid` keeps the peak until the last `decay_fraction`."""
     decay_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Share of the steps in which a `trapezoid` falls."""
+    """Share of the steps over which `trapezoid` falls."""
     final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1)
     """The learning rates fall to this share of their peak."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's, for matrices; norms and biases have none."""
+    """Weight decay of AdamW, for matrices. Norms and biases have none."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     early_stopping_patience: int = Field(default=2, ge=1)
-    """Stop after so many evaluations in a row without improvement."""
+    """Stop after this many evaluations in a row without improvement."""
     min_improvement: float = Field(default=0.001, ge=0)
     """Validation loss must fall by more than this to count as improvement."""
     keep_weights: Literal["best", "last"] = "best"
@@ -265,33 +266,33 @@ class TrainingConfig(Section):
 
 
 class HeadConfig(Section):
-    """What the loss is computed over while training. Validation always takes the whole vocabulary."""
+    """What the loss is computed over while training. Validation always uses the whole vocabulary."""
 
     sampled_fraction: float = Field(default=0.9, ge=0, le=1)
-    """Share of the steps, from the first, that compute a part of the vocabulary only. 0: always all of it."""
+    """Share of the steps, from the first, that compute only a part of the vocabulary. 0: always all of it."""
     sampled_tokens: int = Field(default=3_072, ge=1)
-    """Drawn anew in each step, on average so many, besides the targets of the step; they stand for all."""
+    """Average number of tokens drawn in each step, in addition to its targets. They stand for the whole vocabulary."""
 
 
 class EvaluationConfig(Section):
-    """When and on how much to measure the validation loss."""
+    """When to measure the validation loss, and on how much data."""
 
     every_n_steps: int = Field(default=1_000, ge=1)
     max_sequences: int | None = Field(default=500, ge=1)
-    """The first so many validation sequences; empty means all."""
+    """Use only this many validation sequences, from the first. Empty means all."""
 
 
 class CheckpointConfig(Section):
-    """When to save. None of these change the result, so they may be changed during a run."""
+    """When to save. None of these change the result, so you may change them during a run."""
 
     save_every_seconds: float = Field(default=60, ge=1)
-    """The shortest interval; it grows while saving would cost more than `max_cost`."""
+    """The shortest interval. It grows while saving would cost more than `max_cost`."""
     save_every_n_steps: int | None = Field(default=None, ge=1)
-    """Also save every so many optimizer steps."""
+    """Also save every this many optimizer steps."""
     max_cost: float = Field(default=0.01, gt=0, le=1)
-    """Share of the time that saving may take."""
+    """The largest share of the time that saving may take."""
     keep: int = Field(default=3, ge=2, le=100)
-    """Checkpoints kept, the newest included. At least 2, because the newest may be damaged by the next power cut."""
+    """Checkpoints to keep, including the newest. At least 2, because the next power cut may damage the newest."""
     emergency_save_on_interrupt: bool = True
     """Save on SIGTERM and SIGINT."""
 
@@ -300,22 +301,22 @@ class ReportingConfig(Section):
     """What people see. None of these change the result."""
 
     line_every_seconds: float = Field(default=5, gt=0)
-    """A progress line so often."""
+    """Seconds between progress lines."""
     sample_prompts: list[str] = ["The sun is", "Water is a", "In the winter, people"]
     """Completed at each evaluation."""
     sample_tokens: int = Field(default=40, ge=0, le=1_000)
     stop_after_seconds_without_progress: float = Field(default=1_800, ge=10)
-    """The watchdog ends a trainer that has stood still for so long, so that it is started again."""
+    """The watchdog ends a trainer that has made no progress for this long, so that it restarts."""
 
 
 class NumericsConfig(Section):
-    """What decides about the bits of the result besides the data: part of the run, not of the machine."""
+    """What decides the bits of the result besides the data. It belongs to the run, not to the machine."""
 
     threads: int = Field(default=6, ge=1, le=256)
-    """Threads used for arithmetic, whatever the number of cores: sums are split in so many parts."""
+    """Threads used for arithmetic, regardless of the number of cores: sums are split into this many parts."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
-    """Of matrix products in training; `auto` takes bf16 where the CPU has it in hardware, chosen once when a phase
-    begins. Weights, optimizer and the softmax are float32 in any case."""
+    """Precision of matrix products in training. `auto` takes bf16 if the CPU has it in hardware. It is chosen once,
+    when a phase begins. Weights, optimizer and the softmax are always float32."""
 
 
 class PhaseConfig(Section):
@@ -329,7 +330,7 @@ class PhaseConfig(Section):
     numerics: NumericsConfig = NumericsConfig()
 
     def identity(self) -> dict[str, Any]:
-        """The part of the configuration that decides about the result: a run goes on only with the same."""
+        """The part of the configuration that decides the result. A run only goes on if it is unchanged."""
         identity = self.model_dump(mode="json", exclude={"checkpoints", "reporting"})
         del identity["training"]["auto_resume"]
         return identity
@@ -342,7 +343,7 @@ class PretrainingConfig(PhaseConfig):
 
 
 class InstructionTuningConfig(PhaseConfig):
-    """`phase2_instruction_tuning.yaml`. The model's shape is that of phase 1."""
+    """`phase2_instruction_tuning.yaml`. The model has the shape of phase 1."""
 
 
 CONFIG_OF_PHASE: dict[Phase, type[PhaseConfig]] = {
@@ -357,7 +358,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_data_config(folder: Path, formats: Mapping[str, FormatKind]) -> DataConfig:
-    """Read `data.yaml`. Raises `ConfigError` with every mistake in it. `formats`: those that there are, by name."""
+    """Read `data.yaml`. Raises `ConfigError` with every mistake in it. `formats`: all known formats by name."""
     return _load(folder / DATA_FILE, DataConfig, {"formats": formats})
 
 
@@ -418,7 +419,7 @@ def _keys_at(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML silently takes the last of two equal keys; a user never means that."""
+    """Rejects duplicate keys. Plain YAML silently takes the last of them, which users never mean."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -426,7 +427,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key}` stands here twice", key_node.start_mark
+                    None, None, f"the key `{key}` appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

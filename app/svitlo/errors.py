@@ -1,12 +1,12 @@
-"""The errors that are meant for people: caught in `cli.py` and printed as one message, without a traceback.
+"""Errors meant for people. `cli.py` catches them and prints one message without a traceback.
 
 A message names the file, the key or path, the value that was found, and the remedy.
 """
 
 
 class SvitloError(Exception):
-    """Something a person has to know about. `exit_code` is the process's; `is_permanent` says that trying again
-    cannot help, so that a container holds still and explains instead of being restarted for ever."""
+    """Something a person has to know about. `exit_code` is that of the process. `is_permanent` means that trying again
+    cannot help: a container then waits and says why, instead of restarting forever."""
 
     exit_code = 1
     is_permanent = True
@@ -19,27 +19,27 @@ class ConfigError(SvitloError):
 
 
 class DataError(SvitloError):
-    """Source text, shards or a manifest that cannot be used as they are."""
+    """Source text, shards or a manifest that cannot be used."""
 
     exit_code = 2
 
 
 class CheckpointError(SvitloError):
-    """No checkpoint can be used, or the one that can belongs to another run."""
+    """No checkpoint can be used, or the usable one belongs to another run."""
 
     exit_code = 2
 
 
 class VolumeError(SvitloError):
-    """A volume is missing, read-only, full or somebody else's.
+    """A volume is missing, read-only, full or owned by another user.
 
-    Not permanent: a disk may be mounted late, and only a new start of the container sees it.
+    Not permanent: a disk may be mounted late, and only a restart of the container sees it.
     """
 
     is_permanent = False
 
 
-class AlreadyRunning(SvitloError):  # noqa: N818 — says what is the matter
-    """Another process is at the same work on these volumes. Its status is not ours to write."""
+class AlreadyRunning(SvitloError):  # noqa: N818 — says what is wrong
+    """Another process does the same work on these volumes. Only that process may write the status."""
 
     exit_code = 2

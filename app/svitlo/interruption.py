@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGINT, for data preparation and for training."""
+"""Stopping on SIGTERM and SIGINT, for data preparation and for training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """Raised where work stops because of a signal, after what had to be saved was saved.
+    """Raised when work stops because of a signal, after everything that matters was saved.
 
-    Not an `Exception`: code that takes any error for a damaged file must not take this for one.
+    Not an `Exception`: code that treats any error as a damaged file must not catch this one.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -22,17 +22,17 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Turns signals into a flag that the work looks at between its steps.
+    """Turns signals into a flag that the work checks between its steps.
 
-    The first signal wins. More of them change nothing, so that an impatient second Ctrl-C cannot damage a save.
+    The first signal wins. Later ones change nothing, so an impatient second Ctrl-C cannot damage a save.
     """
 
     def __init__(self, signals: Iterable[signal.Signals] = (signal.SIGTERM, signal.SIGINT)) -> None:
-        """Listens to `signals` from now on; to none, where nobody can ask."""
+        """Handles `signals` from now on. Pass none where signals must not be handled."""
         self.requested = False
         self._signal_number: int = signal.SIGTERM
         self._stops_at_once = False
-        # A pipe and not threading.Event: the handler may run while the main thread is inside Event.wait, and hang.
+        # A pipe, not a threading.Event: the handler may run while the main thread is inside Event.wait, and then hang.
         self._reader, self._writer = os.pipe()
         for number in signals:
             signal.signal(number, self._handle)
@@ -69,4 +69,4 @@ class Interruption:
             yield
         finally:
             self._stops_at_once = False
-            self.check()  # also where something has swallowed the exception or made another one of it
+            self.check()  # in case something has swallowed the exception or replaced it with another

@@ -1,4 +1,4 @@
-"""What the kernel says about the machine: which boot this is, how long it has been up, memory that ran out."""
+"""What the kernel says about the machine: which boot this is, how long it has been up, memory limits and OOM kills."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 2**60
-"""Version 1 of control groups writes a number like this where there is none."""
+"""Version 1 of control groups reports a number above this if there is no limit."""
 
 
 def boot_id() -> str:
-    """The kernel's name for this boot of the machine, the same in every container; empty where there is none."""
+    """The kernel's id of this boot of the machine. The same in every container. Empty if there is none."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -20,14 +20,14 @@ def boot_id() -> str:
 
 
 def boot_seconds() -> float:
-    """Seconds since the machine was started, sleep included; never jumps, whatever happens to the clock."""
+    """Seconds since the machine started, including sleep. Never jumps, even if the clock does."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def oom_kills() -> int | None:
-    """Processes that the kernel has killed since boot because memory ran out, on the whole machine.
+    """Processes on the whole machine that the kernel has killed since boot because memory ran out.
 
-    Containers see this number too, and it outlives them; a container's own counter is gone with it.
+    Containers see this number too, and it outlives them. A container's own counter vanishes with the container.
     """
     try:
         with open(_PROC / "vmstat", encoding="ascii") as file:
@@ -37,7 +37,7 @@ def oom_kills() -> int | None:
 
 
 def memory_limit() -> int | None:
-    """Bytes that this process's container (control group) may use; None where there is no limit."""
+    """Bytes that this process's container (control group) may use. None if there is no limit."""
     try:
         groups = (_PROC / "self/cgroup").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):
@@ -53,6 +53,6 @@ def memory_limit() -> int | None:
     for file in candidates:
         try:
             limits.append(int(file.read_text(encoding="ascii")))
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # missing, or "max"
             continue
     return min((limit for limit in limits if limit < _NO_LIMIT), default=None)

@@ -1,8 +1,7 @@
-"""`manifest.json`: what data preparation hands to the trainer, and how a reader knows that it is whole.
+"""`manifest.json`: what data preparation hands to the trainer, and how a reader knows that it is complete.
 
 The file is written last: no manifest, no data. It names every shard with its SHA-256, the sources, the configuration
-and the counts. It holds nothing that depends on when or how fast it was made, so the SHA-256 of its bytes is the
-identity of the data.
+and the counts. Nothing in it depends on when or how fast it was made, so the SHA-256 of its bytes identifies the data.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _KEYS = {"format", "phase", "configuration", "configuration_digest", "tokenizer"
 
 
 class DataNotReady(SvitloError):  # noqa: N818
-    """There is no manifest (yet): the data was never prepared, or is being prepared now."""
+    """There is no manifest yet: the data was never prepared, or is being prepared now."""
 
     is_permanent = False
 
@@ -40,7 +39,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: a file in phase 1; in phase 2 three files: tokens, mask and offsets."""
+    """One shard: one file in phase 1, three files (tokens, mask and offsets) in phase 2."""
 
     files: tuple[ShardFile, ...]
     num_tokens: int
@@ -50,13 +49,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one phase's shards are and what they were made of."""
+    """The shards of one phase, and what they were made from."""
 
     digest: str
     """SHA-256 of the manifest's bytes: the identity of the data."""
     phase: Phase
     content: dict[str, Any]
-    """The file as it is."""
+    """The content of the file, unchanged."""
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -100,17 +99,17 @@ class Manifest:
         return int(self.content["splits"][split]["words"])
 
     def num_reply_tokens(self, split: str) -> int:
-        """Tokens that carry loss; all of them in phase 1."""
+        """Tokens that carry loss. In phase 1 that is all of them."""
         return int(self.content["splits"][split].get("reply_tokens", self.num_tokens(split)))
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read `folder/manifest.json`. Raises `DataNotReady` where there is none and `DataError` where it is damaged."""
+    """Read `folder/manifest.json`. Raises `DataNotReady` if there is none, `DataError` if it is damaged."""
     path = folder / MANIFEST
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataNotReady(f"{path}: not there, so the data is not prepared (yet): `svitlo prepare` makes it") from None
+        raise DataNotReady(f"{path}: missing, so the data is not prepared yet. Run `svitlo prepare`") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
@@ -125,7 +124,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def verify_shards(folder: Path, manifest: Manifest) -> None:
-    """Compare every shard file with its SHA-256 in the manifest. Raises `DataError` that names the first bad file."""
+    """Check every shard file against its SHA-256 in the manifest. Raises `DataError` that names the first bad file."""
     for split in SPLITS:
         for shard in manifest.shards(split):
             for file in shard.files:
@@ -135,7 +134,7 @@ def verify_shards(folder: Path, manifest: Manifest) -> None:
 
 
 def file_problem(folder: Path, file: ShardFile) -> str | None:
-    """Why the file is not the one that was written, or None where it is."""
+    """How the file differs from the one that was written, or None if it does not."""
     path = folder / file.name
     try:
         num_bytes = path.stat().st_size
@@ -158,7 +157,7 @@ def _check(content: Any) -> None:
     unknown = set(content) - _KEYS
     if unknown:
         raise ValueError(f"{min(unknown)!r} is unknown")
-    # Manifests of the first days have none; a damaged word "digest" is an unknown one.
+    # The earliest manifests have no digest. If the key itself is damaged, it counts as unknown.
     if "digest" in content and content["digest"] != digest_of(
         {key: content[key] for key in content.keys() - {"digest"}}
     ):

@@ -1,7 +1,7 @@
 """The two phases of a run: their numbers, names and files.
 
-Each floor of the program adds what it needs to know about a phase: `config.py` its configuration, `data/kinds.py` how
-its shards are laid out, `training/phase.py` what its batches are and how it begins.
+Each layer of the program adds what it needs to know about a phase: `config.py` its configuration, `data/plan.py` how
+its documents become shards, `training/phase.py` what its batches are and how it begins.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Phase:
     unit: str
     """What its data consists of, in the plural."""
     is_chat: bool
-    """Whether its data is conversations, of which only the replies carry loss. Its model answers questions; the model
+    """Whether its data is conversations, in which only the replies carry loss. Its model answers questions. The model
     of another phase continues a text."""
 
     @property

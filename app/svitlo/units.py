@@ -1,4 +1,4 @@
-"""Time spans and sizes as people read them."""
+"""Time spans and sizes in a form that is easy to read."""
 
 from __future__ import annotations
 

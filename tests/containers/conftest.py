@@ -1,4 +1,4 @@
-"""Stacks for the container tests: skipped, with the reason, where no engine answers."""
+"""Stacks for the container tests. These are skipped, with the reason, if no engine answers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IMAGES = ("svitlo/trainer:local", "svitlo/data-prep:local")
 
 @pytest.fixture(scope="session", autouse=True)
 def _torn_down_also_when_terminated() -> None:
-    """Containers left behind would be started again at every boot: SIGTERM ends the tests as Ctrl-C does."""
+    """Make SIGTERM end the tests as Ctrl-C does. Containers left behind would be started at every boot."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def images() -> None:
-    """The images, built from what is in the checkout."""
+    """The images, built from the checkout."""
     for command in (["docker", "info"], ["docker", "compose", "version"]):
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -59,9 +59,9 @@ def mistaken(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def finished(mistaken: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack that ran from empty volumes to the end without any disturbance: what all others are compared with.
+    """A stack that ran from empty volumes to the end undisturbed. All others are compared with it.
 
-    `mistaken` is started before, because the engine needs a minute to call it unhealthy.
+    `mistaken` starts before it, because the engine needs a minute to call it unhealthy.
     """
     stack = Stack(tmp_path_factory.mktemp("finished"))
     stack.write_job()
@@ -75,7 +75,7 @@ def finished(mistaken: Stack, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def stack(images: None, tmp_path: Path) -> Iterator[Stack]:
-    """A stack that is not started yet; its volumes are empty but for raw text."""
+    """A stack that is not started yet. Its volumes are empty except for raw text."""
     new = Stack(tmp_path)
     new.write_job()
     try:

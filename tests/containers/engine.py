@@ -1,9 +1,9 @@
-"""A second Docker engine whose power can be cut: a machine in a box, beside the engine that is there.
+"""A second Docker engine whose power can be cut: a machine in a box, beside the real engine.
 
-It runs in namespaces of its own (processes, mounts, network). Only its disk is shared with the outside, so nothing of
-it can touch the other engine's networks and firewall rules. When the first process of the box is killed, the kernel
-kills all others with it, at once, and mounts, network devices and /run are gone, as they are when the power fails.
-(What a power cut does to files that were not yet on the disk is tested elsewhere: here the page cache stays.)
+It runs in its own namespaces (processes, mounts, network). It shares only its disk with the outside, so it cannot touch
+the networks and firewall rules of the other engine. When the first process of the box is killed, the kernel kills all
+others at once. Mounts, network devices and /run are gone, as after a power cut. (The page cache stays: other tests show
+what a power cut does to files that were not yet on the disk.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Engine:
     """One engine on one disk, which may be started and stopped many times."""
 
     def __init__(self) -> None:
-        # Not in pytest's own folder: that may be in memory, and the path of a socket must be short.
+        # Not in pytest's own folder: it may be in memory, and the path of a socket must be short.
         self.disk = Path(tempfile.mkdtemp(prefix="svitlo-engine-", dir="/var/tmp"))
         self._socket = self.disk / "docker.sock"
         self.host = f"unix://{self._socket}"
@@ -40,7 +40,7 @@ class Engine:
     # --- on and off ---
 
     def start(self) -> None:
-        """What a machine does when the power is back; returns when the engine answers."""
+        """What a machine does when the power is back. Returns when the engine answers."""
         self._socket.unlink(missing_ok=True)
         daemon = f"dockerd --config-file {self.disk}/daemon.json --data-root {self.disk}/docker --host {self.host}"
         with open(self.disk / "dockerd.log", "ab") as log:
@@ -58,11 +58,11 @@ class Engine:
             time.sleep(0.1)
 
     def cut_the_power(self) -> None:
-        """Everything ends at once, and nothing gets a chance to do anything before."""
+        """End everything at once, without any chance to clean up."""
         self._end(signal.SIGKILL)
 
     def shut_down(self) -> None:
-        """What a machine does that is switched off in an orderly way."""
+        """Switch the machine off in an orderly way."""
         self._end(signal.SIGTERM)
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""The real stack (compose.yaml, the real images) on a small job of its own, and ways to see what it does."""
+"""The real stack (compose.yaml, the real images) on a small job, and ways to see what it does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Found = TypeVar("Found")
 PHASE_FILES = ("phase1_pretraining.yaml", "phase2_instruction_tuning.yaml")
 PATIENCE_SECONDS = 240.0
 """A machine that is busy with other things is slow, and right all the same."""
-# Enough work that what happens in the middle of it happens in the middle, also on a fast machine.
+# Enough work that interruptions happen in the middle of it, even on a fast machine.
 NUM_DOCUMENTS = 6_000
 SHARD_TOKENS = 16_384
 ACCUMULATION = 4
@@ -96,7 +96,7 @@ class Stack:
     # --- commands ---
 
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`docker compose ARGUMENTS`; standard error comes after standard output."""
+        """Run `docker compose ARGUMENTS`. Returns standard output, then standard error."""
         return self.command("docker", "compose", "--progress", "quiet", *arguments, check=check)
 
     def command(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -202,9 +202,9 @@ class Stack:
 
 
 def is_idle(processes: list[str]) -> bool:
-    """Whether these are init and `sleep infinity`, and nothing else. A health check may be running beside them.
+    """Whether these are only init and `sleep infinity`, plus perhaps a health check.
 
-    In any order: the engine's is that of their numbers, which begin anew after the kernel's last one.
+    In any order: the engine sorts them by process number, and the kernel starts again from low numbers after the last.
     """
     lasting = [command for command in processes if "/tmp/health" not in command]
     others = [command for command in lasting if command != "sleep infinity"]
@@ -222,14 +222,14 @@ def shards(stack: Stack) -> dict[str, bytes]:
 
 
 def assert_same_result(stack: Stack, finished: Stack) -> None:
-    """Shards, checkpoints, metrics and model are those of the run that nothing disturbed."""
+    """Shards, checkpoints, metrics and model are those of the undisturbed run."""
     assert shards(stack) == shards(finished)
     assert_same_run(stack, finished)
 
 
 @contextlib.contextmanager
 def unmounted(volume: Path) -> Iterator[Path]:
-    """A volume as it is while its disk is not mounted: an empty folder."""
+    """A volume while its disk is not mounted: an empty folder."""
     disk = volume.with_name("disk")
     volume.rename(disk)
     volume.mkdir()

@@ -1,4 +1,4 @@
-"""Moving house: a backup taken while training runs, put back on another machine, goes on to the same bits."""
+"""Moving to another machine: a backup taken while training runs and restored there goes on to the same bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def new_home(images: None, tmp_path: Path) -> Iterator[Stack]:
-    """A stack on a machine that has the configuration, and volumes with nothing at all in them."""
+    """A stack on a machine that has the configuration and completely empty volumes."""
     new = Stack(tmp_path / "new-home")
     new.write_job()
     shutil.rmtree(new.volumes)

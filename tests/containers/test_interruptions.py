@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(180
 
 
 def test_killed_in_every_part_of_the_work_it_ends_in_the_same_bits(stack: Stack, finished: Stack) -> None:
-    """As the kernel kills what uses too much memory: the engine is not asked, and its restart policy brings it back."""
+    """Kills as the kernel does when memory runs out: the engine is not asked, and its restart policy brings it back."""
     stack.up()
     with killed_at_the_end(stack, "data-prep"):
         stack.wait_for_shard(5)
@@ -73,7 +73,7 @@ def test_stop_saves_the_last_finished_step_and_start_goes_on(stack: Stack, finis
 
 @contextlib.contextmanager
 def killed_at_the_end(stack: Stack, service: str) -> Iterator[None]:
-    """SIGKILL, from outside, to the program that runs in a container when this begins."""
+    """SIGKILL, from outside, the program that runs in a container when this begins."""
     pid = stack.pid(service)
     yield
     os.kill(pid, signal.SIGKILL)

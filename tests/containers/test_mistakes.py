@@ -1,4 +1,4 @@
-"""A mistake in the configuration: one message, no restart storm, no noise; mended, it trains."""
+"""A mistake in the configuration gives one message, no restart storm and no noise. Once fixed, training starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.containers.stack import Stack, is_idle
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 
 
-def test_a_mistake_is_explained_once_and_waits_to_be_mended(finished: Stack, mistaken: Stack) -> None:
+def test_a_mistake_is_explained_once_and_waits_to_be_fixed(finished: Stack, mistaken: Stack) -> None:
     """`finished` is asked for only because a whole run beside it is time enough to be called unhealthy."""
     mistaken.wait_for_health("trainer", "unhealthy")
     mistaken.wait_for_health("data-prep", "healthy")

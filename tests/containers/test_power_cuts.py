@@ -1,4 +1,4 @@
-"""The power fails, the machine boots, nobody is there: an engine of our own is cut off and started again."""
+"""The power fails and the machine boots unattended: a separate engine is cut off and started again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: 
     trainer = stack.inspect("trainer")["Id"]
     engine.cut_the_power()
     assert not stack.events("phase finished", phase=2), "the cut came in the middle of phase 2"
-    # The worst that such a cut does to the engine: it no longer knows the container. The unit run at boot mends that.
+    # The worst that such a cut does to the engine: it no longer knows the container. The boot unit repairs that.
     engine.damage(trainer)
     engine.start()
     assert "trainer" not in stack.compose("ps", "--all", "--services").stdout.split()
@@ -61,7 +61,7 @@ def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: 
     assert len(stack.events("began")) == 2, "no phase begins twice"
     assert stack.events("resumed", phase=1)[-1]["repeated_steps"] == 0, "the orderly end cost nothing"
 
-    # What is finished stays finished, and what a person stopped stays stopped.
+    # What is finished stays finished, and what someone stopped stays stopped.
     engine.cut_the_power()
     engine.start()
     for service in SERVICES:
@@ -83,7 +83,7 @@ MOST_SECONDS = 20.0
 @pytest.mark.timeout(7200)
 @pytest.mark.skipif(not torture(), reason="a long test; SVITLO_TORTURE=1 runs it")
 def test_power_cuts_at_random_moments(engine: Engine, finished: Stack, tmp_path: Path) -> None:
-    """At any moment of any part of the work; where a run is over, another one begins with empty volumes."""
+    """At any moment of any part of the work. When a run is over, another one begins with empty volumes."""
     rng = random.Random(new_seed())
     moments = Counter[str]()
     for number in range(NUM_CUTS):
@@ -103,7 +103,7 @@ def test_power_cuts_at_random_moments(engine: Engine, finished: Stack, tmp_path:
 
 
 def cut_until_complete(engine: Engine, stack: Stack, rng: random.Random, times: int) -> Counter[str]:
-    """Cut the power up to so many times, the last time when the run is complete. Returns when that was."""
+    """Cut the power up to this many times, the last time when the run is complete. Returns when that was."""
     moments = Counter[str]()
     furthest, fruitless, is_over = (0, 0), 0, False
     while moments.total() < times and not is_over:

@@ -1,4 +1,4 @@
-"""The stack from empty volumes to a finished model, how little it then needs, and what its containers may do."""
+"""The stack from empty volumes to a finished model, how little it needs afterwards, and what its containers may do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trainer that the kernel kills again and again stops trying, says why, and tries anew when a person has acted."""
+"""A trainer that the kernel kills repeatedly stops trying and says why. It tries again after someone has acted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tests.containers.stack import Stack
 pytestmark = [pytest.mark.containers, pytest.mark.crash, pytest.mark.timeout(1800)]
 
 TOO_LITTLE = "256m"
-# Weights and their gradient alone need more than that. Where only file pages lack room, nobody is killed: all crawl.
+# Weights and their gradient alone need more than that. If only file pages lack room, nothing is killed: all just
+# crawls.
 LARGE_MODEL = {"width": 640, "heads": 10}
 
 

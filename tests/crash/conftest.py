@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def fast_folder() -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of small folders are made and removed."""
+    """A folder in memory, if possible: the tests create and remove thousands of small folders."""
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=parent, prefix="svitlo-crash-") as folder:
         yield Path(folder)

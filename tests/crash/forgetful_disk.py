@@ -3,12 +3,12 @@
     python forgetful_disk.py FOLDER MOUNT_POINT CUT_AFTER SEED
 
 FOLDER is what the disk holds at first. After CUT_AFTER changing operations (0: never; -5: after five that are not
-writes) the power fails: the process that asked is killed with all others that use the disk, what the disk then holds is
-written to FOLDER, and it answers nothing but errors. What was not synced is lost or kept as SEED decides, file by file
-and name by name. Unmounted without a cut, everything is written to FOLDER.
+writes) the power fails. The process that made the request is killed together with all others that use the disk. What
+the disk then holds is written to FOLDER, and the disk answers only errors. SEED decides, file by file and name by name,
+what is lost of everything that was not synced. If it is unmounted without a cut, everything is written to FOLDER.
 
-It speaks the kernel's protocol (linux/fuse.h) itself, so that it needs only root and /dev/fuse, and shares no code with
-the model that it is there to check.
+It speaks the kernel's protocol (linux/fuse.h) itself. So it needs only root and /dev/fuse, and shares no code with the
+model that it checks.
 """
 
 from __future__ import annotations

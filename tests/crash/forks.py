@@ -1,8 +1,8 @@
-"""`svitlo` in processes that need not import torch first, so that hundreds of them can be killed in minutes.
+"""`svitlo` in processes that need not import torch first, so that tests can kill hundreds of them in minutes.
 
-A server process (Python's own "forkserver") imports once what a trainer imports; each trainer is a fork of it and runs
-the real command from its first line on. Hooks make a fork do something at an exact moment, such as sending itself a
-signal in the middle of a save.
+A server process (Python's own "forkserver") imports once what a trainer imports. Each trainer is a fork of it and runs
+the real command from its first line on. Hooks make a fork act at an exact moment, for example send itself a signal in
+the middle of a save.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _server.set_forkserver_preload(PRELOADED)
 
 @dataclass(frozen=True)
 class At:
-    """What happens when the function or method `name` of `module` is called for the `call`-th time, before it does its
-    work (or after): these signals to oneself, or this error."""
+    """What happens at the `call`-th call of the function or method `name` of `module`, before it does its work (or
+    after): the process sends itself these signals, or raises this error."""
 
     module: str
     name: str
@@ -44,7 +44,7 @@ class At:
     signals: tuple[int, ...] = ()
     error: str = ""
     note: str = ""
-    """A file that receives the time (CLOCK_MONOTONIC) at which it happened."""
+    """A file that records the time (CLOCK_MONOTONIC) at which it happened."""
 
     def install(self) -> None:
         *owners, name = self.name.split(".")
@@ -78,12 +78,12 @@ class At:
 
 
 def torture() -> bool:
-    """Whether the long versions of the tests are wanted (`make torture`)."""
+    """Whether to run the long versions of the tests (`make torture`)."""
     return bool(os.environ.get("SVITLO_TORTURE"))
 
 
 def new_seed() -> int:
-    """Another one each time, or SVITLO_SEED to repeat what failed. Printed, and shown where a test fails."""
+    """A new seed each time, or SVITLO_SEED to repeat a failure. It is printed, and shown if a test fails."""
     seed = int(os.environ.get("SVITLO_SEED") or random.randrange(10**6))
     print(f"seed {seed} (to repeat: SVITLO_SEED={seed})")
     return seed
@@ -124,7 +124,7 @@ class Fork:
         return self._process.is_alive()
 
     def wait(self, seconds: float) -> int | None:
-        """The exit code, or None where it still runs after so many seconds."""
+        """The exit code, or None if it still runs after this many seconds."""
         self._process.join(seconds)
         return self._process.exitcode
 
@@ -153,7 +153,7 @@ class Fork:
 
 @contextlib.contextmanager
 def fork(job: Job, *arguments: str, hook: At | None = None, **environment: str) -> Iterator[Fork]:
-    """A fork that is gone afterwards, whatever happens."""
+    """A fork that is always gone afterwards."""
     one = Fork(job, *arguments, hook=hook, **environment)
     try:
         yield one

@@ -1,13 +1,13 @@
 """A model of what a journalling file system may hold after a power cut (the ALICE method, OSDI 2014).
 
-`Recorder` runs real code on a real folder and notes every operation that changes it. `Disk` replays the notes and
-gives, after any of them, every state that the power cut may leave:
+`Recorder` runs real code on a real folder and records every operation that changes it. `Disk` replays the records and
+gives, after each of them, every state that a power cut may leave:
 
 - the data of a file since its last fsync: absent, cut off at any sector, zero-length, zero-filled, or with any
   combination of its pages (in a large file any one page) zero-filled;
-- a name since the last fsync of its folder: any of the things that it meant, in every combination with other names.
+- a name since the last fsync of its folder: any of its meanings since then, in every combination with other names.
 
-Stricter than any file system in use (ext4 keeps renames in order), so code that survives this survives those.
+This is harsher than any file system in use (ext4 keeps renames in order). Code that survives this survives those.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 PAGE, SECTOR = 4096, 512
 MOST_PAGES = 4
-"""Of a file with more pages than that, not every combination is tried."""
+"""For files with more pages than this, not every combination is tried."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def state_of(root: Path) -> State:
 
 
 class Recorder:
-    """Notes what the code inside a `with` block does to files below `root`, and may let one operation fail.
+    """Records what the code inside a `with` block does to files below `root`. Can make one operation fail.
 
     `fail_at`: the number of the operation (from 0) that fails with `error`.
     """
@@ -228,7 +228,7 @@ class Recorder:
         self.log.append(Operation("mark", mark=value))
 
     def replay(self, without: Callable[[Operation], bool] = lambda _: False) -> Iterator[tuple[Operation, Disk]]:
-        """Each operation, and the disk after it; operations for which `without` is true are left out."""
+        """Each operation, and the disk after it. Leaves out operations for which `without` is true."""
         disk = Disk.of(self.start)
         for operation in self.log:
             if not without(operation):
@@ -236,7 +236,7 @@ class Recorder:
                 yield operation, disk
 
     def check_completeness(self) -> None:
-        """Whether the notes explain what is in the folder now: nothing has gone past them."""
+        """Check that the records explain what is in the folder now: no operation was missed."""
         disk = Disk.of(self.start)
         for operation in self.log:
             disk.apply(operation)
@@ -266,7 +266,7 @@ class Recorder:
         setattr(module, name, value)
 
     def _note(self, kind: str, do: Callable[[], Any] = lambda: None, **fields: Any) -> Any:
-        """Do it, or fail in its place, and note it."""
+        """Do it, or fail instead, and record it."""
         self.attempted.append(kind)
         if len(self.attempted) - 1 == self._fail_at:
             raise OSError(self._error, os.strerror(self._error))
@@ -275,7 +275,7 @@ class Recorder:
         return result
 
     def _relative(self, path: Any, dir_fd: int | None = None) -> str | None:
-        """The path below the root; None where it is elsewhere."""
+        """The path below the root, or None if it is elsewhere."""
         text = os.fsdecode(path)
         if dir_fd is not None and dir_fd >= 0:
             text = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), text)

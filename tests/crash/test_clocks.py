@@ -1,4 +1,4 @@
-"""A clock that jumps years, as with an empty battery after a power cut, changes nothing but what is shown as time."""
+"""A clock that jumps by years, as with an empty battery after a power cut, changes only the times that are shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ datetime.datetime = ShiftedDatetime
 
 @pytest.fixture
 def set_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """A function that shifts the clock of every program started from here on, also while it runs."""
+    """A function that shifts the clock of every program started from now on, even while it runs."""
     folder = tmp_path / "clock"
     folder.mkdir()
     shift = folder / "shift"
@@ -120,7 +120,7 @@ def assert_sane_times(known: dict[str, object]) -> None:
 
 
 def assert_backup_works(job: Job, folder: Path) -> None:
-    """Also its name comes from the clock, and must not matter."""
+    """Even the name of a backup comes from the clock, and that must not matter."""
     job.run("backup", str(folder / "backups"))
     (backup,) = (folder / "backups").iterdir()
     other = Job(job.config, folder / "other")

@@ -1,4 +1,4 @@
-"""Every state that a power cut may leave, after every operation of saving and of preparing data: nothing is lost.
+"""Nothing is lost in any state that a power cut may leave, after every operation of saving and of preparing data.
 
 The number of states is printed (`pytest -s`). All states are looked at; from a sample of those of the data preparation
 (SVITLO_TORTURE=1: a larger one) the preparation is also run to its end. SVITLO_SEED chooses the sample.
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(3_600)]
 TORTURE = torture()
 STEPS = (10, 20, 30)
 SAMPLED = 0.2 if TORTURE else 0.006
-"""Share of the states from which a preparation is run to its end, which takes a while."""
+"""Share of the states from which the preparation is run to its end. That takes a while."""
 SIZE = 2_000
 """Numbers in the model: its checkpoint has three pages."""
 
@@ -60,7 +60,7 @@ class Explorer:
         self.num_states = 0
 
     def look(self, state: State, expected: object, check: Callable[[Path], None]) -> None:
-        """Make the state real and check it, unless it was checked with the same expectation before."""
+        """Write the state to a folder and check it, unless it was already checked with the same expectation."""
         key = (state.key, expected)
         if key in self._seen:
             return
@@ -75,7 +75,7 @@ class Explorer:
 
 
 def train_a_little(folder: Path, keep: int, recorder: Recorder) -> None:
-    """Three saves as the training loop makes them; before some the best state gets its second name."""
+    """Three saves as the training loop makes them. Before some of them the best state gets its second name."""
     state = tiny_state(0)
     for step in STEPS:
         recorder.mark(("saving", step))
@@ -89,7 +89,7 @@ def train_a_little(folder: Path, keep: int, recorder: Recorder) -> None:
 
 
 def explore_saves(recorder: Recorder, keep: int, folder: Path, without: str = "") -> tuple[int, int, int]:
-    """Check every state after every operation; operations of the kind `without` are taken as never done.
+    """Check every state after every operation. Operations of the kind `without` count as never done.
 
     Returns the numbers of operations, of states after a cut, and of states after a second cut during the recovery.
     """
@@ -144,7 +144,7 @@ def test_every_state_of_three_saves_has_the_newest_checkpoint_or_the_one_before(
 
 @pytest.mark.parametrize("without", ["fsync", "fsync_folder"])
 def test_the_model_sees_when_something_is_not_synced(fast_folder: Path, without: str) -> None:
-    """The same saves with one kind of fsync left out: a model that finds nothing here would prove nothing above."""
+    """The same saves without one kind of fsync. A model that finds nothing here would prove nothing above."""
     run = fast_folder / "run"
     run.mkdir()
     with Recorder(run) as recorder:
@@ -185,7 +185,7 @@ class Corpus:
 
 
 def look_like_the_trainer(data: Path, digests: dict[str, str]) -> None:
-    """A manifest is there only with all that it names, and it is the right one."""
+    """If there is a manifest, everything that it names is there, and it is the right manifest."""
     for name, digest in digests.items():
         try:
             manifest = load_manifest(data / name)
@@ -196,7 +196,7 @@ def look_like_the_trainer(data: Path, digests: dict[str, str]) -> None:
 
 
 def test_every_state_of_a_preparation_is_seen_as_not_ready_or_as_whole(fast_folder: Path) -> None:
-    """Shards and manifest; and from a sample of the states the same bytes come out in the end."""
+    """Checks shards and manifest in every state. From a sample of the states, the same bytes come out in the end."""
     corpus = Corpus(fast_folder)
     (corpus.data / ".lock").touch()
     with Recorder(corpus.data) as recorder:

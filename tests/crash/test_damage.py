@@ -1,6 +1,6 @@
-"""Damage of every kind is noticed before use, set aside and explained, and the newest good file is used.
+"""Damage of every kind is noticed before use, set aside and explained. The newest good file is used.
 
-SVITLO_TORTURE=1 flips every single bit of a checkpoint and cuts it at every length, not at a sample of them.
+SVITLO_TORTURE=1 flips every single bit of a checkpoint and cuts it at every length, instead of only a sample.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_never_stops_the_search_for_a_good_checkpoint(tmp_path: Path) -> None:
-    """The search opens each candidate to learn its step before it is verified: damage must not crash that either."""
+    """The search opens each candidate for its step before verifying it. Damage must not crash that either."""
     content = save_steps(tmp_path, 1, 2, 3)
     positions = random.Random(SEED).sample(positions_to_flip(content), 3_000 if TORTURE else 200)
     for position in positions:
@@ -160,7 +160,7 @@ def replace_by_an_unsealed_archive(path: Path) -> str:
 
 
 class Bomb:
-    """Leaves a trace where it is unpickled with its function."""
+    """Leaves a trace if it is unpickled together with its function."""
 
     def __init__(self, trace: Path) -> None:
         self._trace = trace
@@ -170,7 +170,7 @@ class Bomb:
 
 
 def replace_by_a_pickle_bomb(path: Path) -> str:
-    """With a valid seal: what refuses it is `weights_only`."""
+    """With a valid seal, so that only `weights_only` can refuse it."""
     write_durably(path, lambda file: save_sealed({"global_step": 10**6, "bomb": Bomb(path.parent / "exploded")}, file))
     return "which is never unpickled"
 
@@ -232,7 +232,7 @@ def test_none_good_means_stop_and_never_zero(tmp_path: Path, replace: Callable[[
 
 
 def test_damage_to_a_file_with_two_names_costs_both_and_no_more(tmp_path: Path) -> None:
-    """The best checkpoint is a second name of the last one: this is what it costs."""
+    """The best checkpoint is a second name of the last one. This is what that costs."""
     save_steps(tmp_path, 1, 2, 3)
     mark_best(tmp_path)
     os.truncate(tmp_path / LAST, 5_000)

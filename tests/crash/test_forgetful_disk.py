@@ -1,6 +1,6 @@
-"""The rules of the model of a power cut, checked on a disk that the kernel mounts and that forgets what was not synced.
+"""Checks the model of a power cut on a disk that the kernel mounts and that forgets what was not synced.
 
-Needs root and /dev/fuse. SVITLO_TORTURE=1 cuts the real trainer 50 times and not 3; SVITLO_SEED chooses where.
+Needs root and /dev/fuse. SVITLO_TORTURE=1 cuts the real trainer 50 times instead of 3. SVITLO_SEED chooses where.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DISK = Path(__file__).with_name("forgetful_disk.py")
 
 @contextlib.contextmanager
 def mounted(backing: Path, mount_point: Path, cut_after: int, seed: int) -> Iterator[Callable[[], tuple[bool, int]]]:
-    """The forgetful disk at `mount_point`. What is yielded unmounts it and says whether it was cut, and its changes."""
+    """The forgetful disk at `mount_point`. Yields a function that unmounts it and tells whether it was cut."""
     mount_point.mkdir(exist_ok=True)
     arguments = [sys.executable, str(DISK), str(backing), str(mount_point), str(cut_after), str(seed)]
     disk = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -72,7 +72,7 @@ def mounted(backing: Path, mount_point: Path, cut_after: int, seed: int) -> Iter
 
 
 def save_in_a_child(folder: Path) -> int:
-    """Three saves in a process of their own, since the cut kills it. Returns how it ended."""
+    """Three saves in a separate process, because the cut kills it. Returns how it ended."""
     child = os.fork()
     if child == 0:
         try:
@@ -88,7 +88,7 @@ class _NoRecorder:
 
 
 def test_what_a_real_cut_leaves_is_among_the_states_of_the_model(tmp_path: Path) -> None:
-    """Every operation of three saves on the mounted disk is cut at; each result is one that the model has foreseen."""
+    """Cuts at every operation of three saves on the mounted disk. The model has foreseen each result."""
     run = tmp_path / "model"
     run.mkdir()
     with Recorder(run) as recorder:
@@ -120,7 +120,7 @@ def test_what_a_real_cut_leaves_is_among_the_states_of_the_model(tmp_path: Path)
 
 
 def test_the_real_trainer_survives_cuts_at_random_operations(prepared: Job, trained: Job, tmp_path: Path) -> None:
-    """`svitlo train` on the forgetful disk, cut again and again, ends with the bits of the undisturbed run."""
+    """`svitlo train` on the forgetful disk, cut many times, ends with the bits of the undisturbed run."""
     chance = random.Random(SEED)
     job = prepared.copy(tmp_path)
     backing = job.volumes.rename(tmp_path / "disk")
@@ -140,7 +140,7 @@ def test_the_real_trainer_survives_cuts_at_random_operations(prepared: Job, trai
         if was_cut:
             cuts += 1
             look_at_what_is_left(backing, tmp_path / "copy")
-        elif "times in a row" in done.stderr:  # it takes the cuts for crashes, stops, and tries anew when asked
+        elif "times in a row" in done.stderr:  # it takes the cuts for crashes, stops, and tries again when asked
             continue
         else:
             assert done.returncode == 0, (

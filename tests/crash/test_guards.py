@@ -1,4 +1,4 @@
-"""Hangs and storms: what stands still is ended, what keeps dying stops trying, and what killed it is named."""
+"""Hangs and storms: a trainer that hangs is ended, one that keeps dying stops trying, and the cause is named."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def wait_until_idle(pid: int) -> None:
 
 
 def die(path: Path, traces: Traces = Traces()) -> int:  # noqa: B008 — a constant
-    """One more trainer that dies without a word. Returns the deaths that it found noted."""
+    """One more trainer that dies without a word. Returns the number of deaths that it found recorded."""
     ending = ProcessRecord(path, 1800).begin(traces)
     return 0 if ending is None else ending.deaths
 
@@ -78,7 +78,7 @@ def test_only_deaths_that_got_no_further_are_counted(tmp_path: Path) -> None:
     places = [(0, 0), (0, 0), (1, 5), (1, 3), (1, 5), (1, 6), (1, 6), (2, 1), (1, 24), (2, 1), (2, 1)]
     assert [die(path, Traces(*place)) for place in places] == [0, 1, 1, 2, 3, 1, 2, 1, 2, 3, 4]
     ProcessRecord(path, 1800).end("stopped by SIGTERM")
-    assert [die(path, Traces(2, 1)) for _ in range(3)] == [0, 1, 2], "an orderly end in between begins anew"
+    assert [die(path, Traces(2, 1)) for _ in range(3)] == [0, 1, 2], "a clean end in between resets the count"
 
 
 def test_power_cuts_and_waiting_are_no_deaths(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_full_disk_does_not_keep_it_from_starting(tmp_path: Path) -> None:
 
 
 def test_what_stands_still_is_ended_with_the_stacks_in_the_log(trained: Job, prepared: Job, tmp_path: Path) -> None:
-    """Writing to a file never returns, as on a disk or a network that is gone: here a pipe that nobody reads."""
+    """Writing to a file never returns, as on a disk or a network that is gone. Here it is a pipe without a reader."""
     job = prepared.copy(tmp_path)
     job.change("phase1_pretraining.yaml", "reporting", stop_after_seconds_without_progress=WATCHDOG_SECONDS)
     path = job.volumes / "logs" / "events.jsonl"
@@ -156,8 +156,8 @@ def small_group() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(oom_kills() is None, reason="this kernel does not count out-of-memory kills")
-def test_a_kill_for_want_of_memory_is_named(prepared: Job, tmp_path: Path, small_group: Path) -> None:
-    """By the kernel itself: only it can do that, and nothing in the process hears of it."""
+def test_a_kill_because_memory_ran_out_is_named(prepared: Job, tmp_path: Path, small_group: Path) -> None:
+    """By the kernel itself: only the kernel can do this, and the process does not notice."""
     job = prepared.copy(tmp_path)
     with fork(job, "train") as trainer:
         trainer.wait_for_line("phase 1 begins")

@@ -1,6 +1,6 @@
-"""Interruption anywhere: SIGKILL at random moments, SIGTERM at exact ones. In the end the bits of the undisturbed run.
+"""Interruption anywhere: SIGKILL at random moments, SIGTERM at exact ones. The bits are those of the undisturbed run.
 
-`make test` kills 15 times, SVITLO_TORTURE=1 200 times. The seed is printed; SVITLO_SEED repeats it.
+`make test` kills 15 times, SVITLO_TORTURE=1 200 times. The seed is printed, and SVITLO_SEED repeats it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Killer:
         """Returns whether the run is complete."""
         while self.kills < times:
             had_checkpoint = [phase for phase in (1, 2) if self._has_checkpoint(phase)]
-            # More often in a row without any progress, and the trainer would take it for an error that will not go.
+            # With more kills in a row and no progress, the trainer would take it for an error that does not go away.
             may_be_fruitless = self._fruitless < MOST_DEATHS - 1
             if may_be_fruitless and self._rng.random() < COLD_SHARE:
                 code, said = self._kill_cold()
@@ -71,7 +71,7 @@ class Killer:
         return False
 
     def check_events(self) -> None:
-        """Every kill is noticed, but for those before the trainer had begun, and after it had completed the run."""
+        """Every kill is noticed, except before the trainer has begun and after it has completed the run."""
         assert self._least_noticed <= len([e for e in events(self.job) if e["event"] == "cut off"]) <= self.kills
 
     def _kill_fork(self, may_be_fruitless: bool) -> tuple[int | None, str]:
@@ -166,7 +166,7 @@ STOPS = {
 
 
 def test_asked_to_stop_at_any_moment_it_saves_and_ends_within_10_s(trained: Job, prepared: Job, tmp_path: Path) -> None:
-    """One run, stopped at all of these moments one after the other."""
+    """One run, stopped at each of these moments in turn."""
     job = prepared.copy(tmp_path)
     for file in PHASE_FILES:  # so that only the signal is a reason to save between two evaluations
         job.change(file, "checkpoints", save_every_seconds=1000, save_every_n_steps=None)

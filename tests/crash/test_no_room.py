@@ -1,4 +1,4 @@
-"""No room, a failing disk, a disk that may not be written: the good checkpoint stays, and one line says what to do."""
+"""A full disk, a failing disk, a read-only disk: the good checkpoint stays, and one line says what to do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOBODY = 65534
 
 
 def state_of_step(step: int) -> TrainingState:
-    # More than a block of the seal, so that there are several writes.
+    # More than one block of the seal, so that there are several writes.
     return checkpoint_state(step, {"weight": torch.full((1_500_000,), float(step)), "bias": torch.zeros(10)})
 
 
@@ -67,7 +67,7 @@ def test_whichever_operation_of_a_save_fails_a_good_checkpoint_stays(fast_folder
         for path in folder.glob("*.pt"):
             load_checkpoint(path)
         temporaries = [path.name for path in folder.glob("*.tmp")]
-        # Where removing is what fails, nothing can be removed; the next start does it.
+        # If removing is what fails, nothing can be removed. The next start does it.
         assert not temporaries or kinds[number] in ("unlink", "rename", "link"), kinds[number]
         save_and_mark(folder, 5)  # the space is back
         state = newest(folder)
@@ -84,7 +84,7 @@ def test_a_failed_save_is_told_and_forgotten_when_the_next_succeeds(tmp_path: Pa
     volumes = Volumes(tmp_path)
     volumes.set_up()
     progress = Progress(volumes, ReportingConfig())
-    for code, remedy in ((errno.ENOSPC, "Free some space in"), (errno.EIO, "Is the disk in order that holds")):
+    for code, remedy in ((errno.ENOSPC, "Free some space in"), (errno.EIO, "Check the disk that holds")):
         progress.save_failed(state_of_step(7), OSError(code, os.strerror(code)))
         progress.exporting()
         status = read_status(volumes.status)
@@ -106,7 +106,7 @@ def test_a_failed_save_is_told_and_forgotten_when_the_next_succeeds(tmp_path: Pa
 
 @contextlib.contextmanager
 def checkpoints_in_memory(job: Job, size: str) -> Iterator[Path]:
-    """The job's checkpoints on a disk of their own, set up as a volume. Skips where it cannot be mounted."""
+    """The job's checkpoints on a separate disk, set up as a volume. Skips if it cannot be mounted."""
     checkpoints = job.volumes / "checkpoints"
     marker = (checkpoints / ".svitlo-volume").read_bytes()
     done = subprocess.run(
@@ -123,7 +123,7 @@ def checkpoints_in_memory(job: Job, size: str) -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(prepared: Job, tmp_path: Path) -> Iterator[Job]:
-    """The job with its checkpoints on a disk of its own, which has room for all of them: each has 39 MB."""
+    """The job with its checkpoints on a separate disk that has room for all of them. Each has 39 MB."""
     job = prepared.copy(tmp_path)
     with checkpoints_in_memory(job, "600m"):
         yield job
@@ -151,7 +151,7 @@ def test_a_full_disk_is_survived_and_the_result_is_the_same(small_disk: Job, tra
 
 @contextlib.contextmanager
 def kept_full(path: Path) -> Iterator[None]:
-    """Fill the disk, and again whenever room is made: a save that was under way removes an older checkpoint."""
+    """Keep the disk full: a save that was under way removes an older checkpoint, which makes room."""
     is_over = threading.Event()
 
     def fill_again() -> None:
@@ -233,7 +233,7 @@ def test_a_folder_of_somebody_else_is_one_line(name: str) -> None:
 
 
 def as_nobody(call: Callable[[], object]) -> str:
-    """Call in a process of an ordinary user. Returns the error."""
+    """Call in a process of an unprivileged user. Returns the error."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""`svitlo backup`, `restore`, `verify` and `new-run`: what is moved arrives whole, and nothing is lost by a mistake."""
+"""`svitlo backup`, `restore`, `verify` and `new-run`: everything arrives whole, and no mistake loses anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import assert_same_run
 
 
 def restored_elsewhere(job: Job, backup: Path, folder: Path) -> Job:
-    """The backup put into fresh volumes."""
+    """The backup restored into fresh volumes."""
     other = Job(folder / "config", folder / "volumes")
     shutil.copytree(job.config, other.config)
     other.run("setup")

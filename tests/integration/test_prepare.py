@@ -1,4 +1,4 @@
-"""The real command on small real files: the same bytes however often it was interrupted, plain words when it stops."""
+"""The real command on small real files: any number of interruptions gives the same bytes, and errors are clear."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(job: Path, done: Path,
 @pytest.mark.crash
 @pytest.mark.parametrize("operation", ["rename", "fsync"])
 def test_killed_many_times_it_ends_with_the_same_bytes(job: Path, done: Path, tmp_path: Path, operation: str) -> None:
-    """Killed just before a rename or an fsync, each time a few of them later than the last time."""
+    """Killed just before a rename or an fsync, each time a few operations later than the last time."""
     folder = copy_of(job, tmp_path)
     killed = 0
     while True:
@@ -260,7 +260,7 @@ def test_killed_many_times_it_ends_with_the_same_bytes(job: Path, done: Path, tm
 
 
 def _die_at(operation: str, number: int, folder: Path) -> None:
-    """In a child process: prepare, and be killed at the so many-th operation."""
+    """In a child process: prepare, and be killed at this operation, counted from the start."""
     original, left = getattr(os, operation), number
 
     def counted(*arguments: object) -> None:
@@ -338,7 +338,7 @@ def test_damaged_shard_is_made_again_alone(
     assert path.name in capsys.readouterr().out
 
 
-def test_without_its_journal_damaged_data_is_made_anew(done: Path, tmp_path: Path) -> None:
+def test_without_its_journal_damaged_data_is_made_again(done: Path, tmp_path: Path) -> None:
     folder = copy_of(done, tmp_path)
     data = folder / "volumes" / "data" / "phase1"
     shutil.rmtree(data / ".journal")
@@ -361,7 +361,7 @@ def test_damaged_journal_is_not_used(
     assert digests(folder) == digests(done)
 
 
-def test_changed_configuration_makes_only_its_phase_anew(
+def test_changed_configuration_prepares_only_its_phase_again(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copy_of(done, tmp_path)

@@ -1,4 +1,4 @@
-"""What people bring of their own, through the real command: messages, other names of fields, CSV and Parquet."""
+"""People's own data through the real command: messages, other field names, CSV and Parquet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets laid out as on the hub, loaded by the `datasets` library from a local folder: the same code path."""
+"""Data sets laid out as on the hub. The `datasets` library loads them from a local folder, by the same code path."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_code_in_a_repository_is_never_run(job: Path) -> None:
 
 
 def test_offline_is_explained(job: Path) -> None:
-    """In a process of its own, because the libraries read the setting when they are imported."""
+    """In a separate process, because the libraries read the setting when they are imported."""
     path = job / "config" / "data.yaml"
     config = yaml.safe_load(path.read_text())
     config["phase1"]["sources"][0]["hub"] = "wikimedia/wikipedia"

@@ -68,7 +68,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bits(trained: Job, prepared:
 
 @pytest.mark.crash
 def test_a_run_in_bf16_is_killed_and_ends_in_the_same_bits(prepared: Job, tmp_path: Path) -> None:
-    """Emulated where the CPU has no bf16, so a few steps only."""
+    """bf16 is emulated if the CPU does not have it, so this runs only a few steps."""
     runs = []
     for name in ("undisturbed", "killed"):
         job = prepared.copy(tmp_path / name)
@@ -166,7 +166,7 @@ def test_nothing_usable_stops_with_an_explanation(trained: Job, tmp_path: Path) 
 def test_a_start_imports_neither_transformers_nor_torchs_compiler(
     prepared: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them takes about as long as torch itself, after each power cut."""
+    """Each takes about as long to import as torch itself, and that after each power cut."""
     job = prepared.copy(tmp_path)
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     process = job.start("train")

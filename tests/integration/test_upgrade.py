@@ -1,6 +1,6 @@
-"""An upgrade never ends a run: volumes that the last version made go on with this one, to the same bits.
+"""An upgrade never ends a run: volumes made by the last version go on with this one, to the same bits.
 
-The last version is taken from the repository's history, so these tests skip where that is missing.
+The last version comes from the repository's history, so these tests skip if that is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAST_VERSION = "a3d077d00d0c6989241ec7a17d6f31ba41b7f777"
 
 @pytest.fixture(scope="module")
 def last_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program as it was, to be put on Python's path."""
+    """The last version of the program, to be put on Python's path."""
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", LAST_VERSION, "app"], capture_output=True, check=False)
     if archive.returncode != 0:
         pytest.skip("the last version is not in the history of this checkout (a shallow clone, or no clone at all)")

@@ -1,4 +1,4 @@
-"""Backups are consistent while training goes on; a restore that is cut off anywhere is noticed and can be repeated."""
+"""Backups are consistent while training goes on. A restore cut off anywhere is noticed and can be repeated."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def volumes(tmp_path: Path) -> Volumes:
 
 
 def quiet(_: str) -> None:
-    """Nobody listens."""
+    """Ignore the message."""
 
 
 def make_backup(volumes: Volumes, destination: Path) -> Path:
@@ -178,7 +178,7 @@ def test_backups_taken_while_checkpoints_come_and_go_are_whole(volumes: Volumes,
     assert len(list((tmp_path / "backups").iterdir())) == 10, "also those taken in the same second"
 
 
-def test_a_model_exported_anew_in_the_middle_is_not_half_old(
+def test_a_model_exported_again_in_the_middle_is_not_half_old(
     volumes: Volumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = module.copy_durably

@@ -1,7 +1,7 @@
-"""`make install` and `make uninstall`: the unit that is put in place, and what the script that it runs decides.
+"""`make install` and `make uninstall`: the unit that they install, and what its script decides.
 
-Without systemd and without an engine: small stand-ins answer for `docker` and `systemctl`. With a real engine the same
-script is run by tests/containers/test_power_cuts.py.
+Needs neither systemd nor an engine: small stand-ins answer for `docker` and `systemctl`.
+tests/containers/test_power_cuts.py runs the same script with a real engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ esac
 
 
 class Machine:
-    """A project folder of its own, and programs that write down what they were asked for."""
+    """A separate project folder, and programs that record how they were called."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Machine:
         path.chmod(0o755)
 
     def set_state(self, network: str, **containers: str) -> None:
-        """What the engine knows: for each service the state of its container; none where it is not named."""
+        """What the engine knows: the state of each service's container. A service that is not named has none."""
         self.program("docker", DOCKER.format(calls=self.calls, state=self.state, engine=0))
         (self.state / "network").write_text(network)
         for service in SERVICES:

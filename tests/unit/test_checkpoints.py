@@ -51,7 +51,7 @@ def test_a_saved_state_comes_back_whole(tmp_path: Path) -> None:
     assert state.global_step == 7
     assert state.model_state_dict["weight"].equal(torch.full((50, 8), 7.0))
     assert state.optimizer_state_dict["state"][0]["exp_avg"].equal(torch.full((50, 8), -7.0))
-    # The promise to other tools: a plain dictionary that needs no class of ours.
+    # The promise to other tools: a plain dictionary that needs no class of Svitlo.
     content = torch.load(tmp_path / LAST, weights_only=True)
     assert {
         "phase", "epoch", "global_step", "model_state_dict", "optimizer_state_dict", "loss", "timestamp",
@@ -239,7 +239,7 @@ def test_fsync_comes_before_rename_and_the_folder_after(tmp_path: Path, monkeypa
 
 
 def gaps_in_an_hour(seconds_of_a_step: float, costs: Iterator[float]) -> list[float]:
-    """Seconds of training between the saves of an hour of training, if the saves take so long."""
+    """Seconds of training between the saves in one hour, if each save takes this long."""
     now, gaps, last = [0.0], [], 0.0
     schedule = SaveSchedule(CheckpointConfig(save_every_seconds=60, max_cost=0.01), clock=lambda: now[0])
     for step in range(1, int(3600 / seconds_of_a_step) + 1):

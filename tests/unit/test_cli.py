@@ -1,4 +1,4 @@
-"""The command line keeps its word: each option does something, and each option that a message names exists."""
+"""The command line keeps its promises: each option does something, and each option that a message names exists."""
 
 from __future__ import annotations
 

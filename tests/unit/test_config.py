@@ -1,4 +1,4 @@
-"""A mistake in a configuration file gives file, key, value, reason and remedy; all of them at once."""
+"""A mistake in a configuration file is reported with file, key, value, reason and remedy, together with all others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_key(tmp_path: Path) 
     [
         ("training: [1, 2", "not valid YAML"),
         ("- a\n- b\n", "expected `key: value` lines"),
-        ("training: {seed: 1, seed: 2}", "the key `seed` stands here twice"),
+        ("training: {seed: 1, seed: 2}", "the key `seed` appears twice"),
         ("model: {layers: -1}", "model.layers = -1"),
         ("checkpoints: {keep: 1}", "checkpoints.keep = 1"),
     ],

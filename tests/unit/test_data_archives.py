@@ -1,4 +1,4 @@
-"""Archives: nothing in them is left out without a word, and what cannot be read is named with the remedy."""
+"""Archives: nothing in them is skipped silently, and unreadable parts are named with the remedy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [1024, 2048, 1024 + 200, 1024 + 512 + 10])
 def test_an_archive_without_its_end_is_cut_short(tmp_path: Path, length: int) -> None:
-    """Also where it is cut exactly between two members."""
+    """Even if it is cut exactly between two members."""
     (tmp_path / "t.tar").write_bytes(tar("a.txt", "b.txt", "c.txt")[:length])
     with pytest.raises(DataError, match=r"t\.tar.*damaged or cut short"):
         titles(tmp_path, "t.tar::*.txt")
@@ -91,7 +91,7 @@ def test_two_members_of_one_name_are_both_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("at", "value", "words"),
-    [(6, 1, "is encrypted. Unpack the archive with its password"), (8, 99, "is compressed by method 99, which")],
+    [(6, 1, "is encrypted. Unpack the archive with its password"), (8, 99, "uses compression method 99, which")],
 )
 def test_a_member_that_cannot_be_read_is_explained(tmp_path: Path, at: int, value: int, words: str) -> None:
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Text cleaned of what extraction and tokenisation left in it. The lines have the shapes met in real data."""
+"""Text is cleaned of what extraction and tokenisation left in it. The lines have shapes found in real data."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_white_space_that_nobody_wrote_does_not_stop_the_tokenizer() -> None:
 
 
 def test_nothing_odd_is_printable() -> None:
-    """`clean_characters` looks no further where everything is."""
+    """`clean_characters` skips text that is printable throughout."""
     assert not [character for character in _ODD if character.isprintable()]
 
 
@@ -111,7 +111,7 @@ def test_nothing_odd_is_printable() -> None:
     "unit", [";", ", ", "; ;", "-", "(", "( ", "[[", "{{", "'", ". ", " ,", "\n ", "s", "<ref", "&amp;"]
 )
 def test_a_row_of_marks_costs_what_its_length_costs(unit: str) -> None:
-    """With a price for each pair of places, this would take hours."""
+    """With quadratic time, this would take hours."""
     row = unit * (200_000 // len(unit))
     for text in (row, f"a {row} ,) b", f"a ' {row}"):
         clean_text(text)

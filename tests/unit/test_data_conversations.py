@@ -25,7 +25,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def whole():  # type: ignore[no-untyped-def]
-    """The tokenizer as the field's tools load it: special tokens in a text are special."""
+    """The tokenizer as other tools load it: special tokens in a text are special."""
     import tokenizers
 
     return tokenizers.Tokenizer.from_file(str(tokenizer_path()))

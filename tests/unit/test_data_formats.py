@@ -1,4 +1,4 @@
-"""Formats and packings: every shape that real files have, and clear words about those that are wrong."""
+"""Formats and packings: every shape that real files have, and clear messages for wrong ones."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_jsonl_fields() -> None:
     "content", ['[{"instruction": "a", "input": "", "output": "b"}', '[{"instruction": "a', "[nonsense]"]
 )
 def test_broken_json_shows_what_was_seen(content: str) -> None:
-    with pytest.raises(DataError, match=r"file\.x: not the JSON"):
+    with pytest.raises(DataError, match=r"file\.x: not valid JSON"):
         read("alpaca", content)
 
 

@@ -1,4 +1,4 @@
-"""JSON as people's tools write it: many layouts, what is no JSON but meant as such, and where a mistake stands."""
+"""JSON as people's tools write it: many layouts, text that only resembles JSON, and the place of a mistake."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def outcome(tokenizer: Tokenizer, record: Any, window: int = 128, format_name: s
 
 
 def turns(tokenizer: Tokenizer, found: Outcome) -> list[str]:
-    """User, assistant, user, ... as they stand in the conversation."""
+    """User, assistant, user, ... as in the conversation."""
     assert found.dropped is None, found.dropped
     text = tokenizer.decode(np.frombuffer(found.tokens, dtype="<u2").tolist())
     assert text.endswith("<|endoftext|>")
@@ -121,11 +121,11 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(
         ({"messages": 5}, "the field `messages` should be a list of messages and is 5"),
         ({"messages": "Hi"}, "the field `messages` should be a list of messages and is 'Hi'"),
         ({"messages": ["Hi"]}, "message 1 should have `role` and `content` and is 'Hi'"),
-        ({"messages": [{"content": "Hi"}]}, "message 1 says by no `role` (or `from`) who speaks"),
+        ({"messages": [{"content": "Hi"}]}, "message 1 has no `role` (or `from`) to say who speaks"),
         ({"messages": [{"role": "user", "content": 5}]}, "`content of message 1` should be text and is int 5"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "message 1 holds something else than text",
+            "message 1 holds something other than text",
         ),
         ({"chat": []}, "no field `messages`"),
     ],
@@ -195,6 +195,6 @@ def test_alpaca_words_for_nothing(tokenizer: Tokenizer, nothing: object) -> None
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("line", ["-" * 300_000, "- " * 150_000, "no " + "-" * 300_000, "not" * 100_000])
 def test_a_drawn_line_costs_what_its_length_costs(tokenizer: Tokenizer, line: str) -> None:
-    """With a price for each pair of places, this would take hours."""
+    """With quadratic time, this would take hours."""
     found = outcome(tokenizer, {"instruction": "Say it.", "input": line, "output": "It is."}, format_name="alpaca")
     assert found.dropped == "longer than 128 tokens"

@@ -1,4 +1,4 @@
-"""Records of JSON, CSV and Parquet: in little memory, under other names, and with the place of what is wrong."""
+"""Records of JSON, CSV and Parquet: in little memory, under other names, and with the place of a mistake."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def test_csv_as_text(tmp_path: Path) -> None:
     [
         ("instruction,output\na,b\nc,d,e\n", "line 3: has 3 values and the first line names 2 columns"),
         ("instruction,output\na,b\nc\n", "line 3: has 1 values"),
-        ('instruction,output\na,b\n"c"d,e\n', "line 3: not the CSV that is needed here"),
-        ('instruction,output\na,"never ends\n', "not the CSV that is needed here"),
+        ('instruction,output\na,b\n"c"d,e\n', "line 3: not valid CSV"),
+        ('instruction,output\na,"never ends\n', "not valid CSV"),
         ("prompt,response\na,b\n", "`fields: {instruction: prompt, output: response}`"),
     ],
 )

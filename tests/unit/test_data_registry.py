@@ -1,4 +1,4 @@
-"""Formats are found by name, whatever their number; any record ends in documents or in one message."""
+"""Formats are found by name, however many there are. Any record ends in documents or in one message."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_each_module_is_a_format_of_its_name() -> None:
 
 
 def test_no_format_is_compared_outside_its_own_module() -> None:
-    """By name: a new one needs no change anywhere else."""
+    """Nothing compares format names: a new format needs no change anywhere else."""
     compared = re.compile(rf"""[=!]= ?["'](?:{"|".join(FORMATS)})["']|\bin [(\[{{]["'](?:{"|".join(FORMATS)})["']""")
     program = ROOT / "app" / "svitlo"
     found = [
@@ -107,7 +107,11 @@ def load(folder: Path, phase: str, **change: object) -> Source:
         ("phase2", {"format": "text"}, "phase 2 reads conversations, so `format` must be one of alpaca, dailydialog"),
         ("phase1", {"format": "squad"}, "phase 1 reads text, so `format` must be one of jsonl, text, wikiextractor"),
         ("phase2", {"fields": {"instrution": "prompt"}}, "has no field `instrution`; did you mean `instruction`?"),
-        ("phase1", {"format": "jsonl", "fields": {"text": "body"}}, "`field` and `title_field` name the record's"),
+        (
+            "phase1",
+            {"format": "jsonl", "fields": {"text": "body"}},
+            "name the record's fields with `field` and `title_field`",
+        ),
         ("phase2", {"fields": {}}, "phase2.sources.0.fields"),
     ],
 )
@@ -131,7 +135,7 @@ def test_mistakes_about_formats_are_reported_together(tmp_path: Path) -> None:
 
 
 def test_what_is_recorded_of_a_source_has_these_keys_and_no_more(tmp_path: Path) -> None:
-    """The digest of the configuration decides whether data that was prepared years ago is still good."""
+    """The digest of the configuration decides whether data prepared years ago is still good."""
     keys = [
         "name", "format", "hub", "configuration", "revision", "split", "files", "field", "title_field",
         "check_language", "max_documents",
@@ -165,7 +169,7 @@ any_value = st.recursive(
 
 
 def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path to each value in a value, its own first."""
+    """The path to each value inside a value, starting with the value itself."""
     yield path
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in parts:
@@ -173,7 +177,7 @@ def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def spoiled(value: Any, path: tuple[Any, ...], replacement: Any) -> Any:
-    """A copy with another value at a place; `...` leaves it out."""
+    """A copy with another value at one place. `...` removes it."""
     if not path:
         return None if replacement is ... else replacement
     copied = value.copy()

@@ -1,4 +1,4 @@
-"""Shards: what is written is what is read, and nothing else is accepted."""
+"""Shards: reading gives what was written, and nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ documents_strategy = st.lists(st.lists(st.integers(0, 50_256), min_size=1, max_s
 
 
 def write(folder: Path, phase: Phase, shard_size: int, documents: list[list[int]]) -> Manifest:
-    """Both splits hold the same documents; every second token of each carries loss."""
+    """Both splits hold the same documents. Every second token of each carries loss."""
     splits = {}
     for split in ("train", "validation"):
         writer = (ConversationWriter if phase.is_chat else TextWriter)(folder, split, shard_size, [])

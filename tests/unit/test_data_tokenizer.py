@@ -1,4 +1,4 @@
-"""The tokenizer: GPT-2's tokens, the same as the exported tokenizer's, no special tokens out of texts."""
+"""The tokenizer: GPT-2's tokens, the same as the exported tokenizer's. Text never gives special tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def exported() -> tokenizers.Tokenizer:
-    """As whoever opens the exported model gets it."""
+    """The tokenizer as users of the exported model get it."""
     return tokenizers.Tokenizer.from_file(str(tokenizer_path()))
 
 

@@ -1,4 +1,4 @@
-"""The exported model is the trained model, for everybody who has only transformers."""
+"""The exported model is the trained model, also for users who have only transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPE = ModelConfig(layers=2, width=64, heads=2, positions=64)
 
 
 def make_state(phase: int, step: int, seed: int = 0, **fields: object) -> TrainingState:
-    """A real model with random weights, as a finished or unfinished phase leaves it."""
+    """A real model with random weights, in the state of a finished or unfinished phase."""
     torch.manual_seed(seed)
     weights = GPT2(SHAPE, 50_257).state_dict()
     if phase == 2:
@@ -66,7 +66,7 @@ def volumes(tmp_path: Path) -> Volumes:
 
 @pytest.fixture
 def trained(volumes: Volumes) -> Volumes:
-    """Both phases done; the best state of phase 2 is not its last one."""
+    """Both phases done. The best state of phase 2 is not its last one."""
     save_checkpoint(make_state(1, 40, best_loss=5.5, best_step=40), volumes.checkpoints(PRETRAINING), keep=3)
     save_checkpoint(make_state(2, 10, seed=1), volumes.checkpoints(INSTRUCTION_TUNING), keep=3)
     mark_best(volumes.checkpoints(INSTRUCTION_TUNING))
@@ -85,7 +85,7 @@ def trained(volumes: Volumes) -> Volumes:
     return volumes
 
 
-# Another process with nothing but transformers: what is loaded is printed as JSON.
+# A separate process with only transformers prints what it loads as JSON.
 FRESH = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -119,7 +119,7 @@ print(json.dumps({
 """
 
 
-def open_afresh(folder: Path, text: str, logits: Path) -> dict[str, object]:
+def open_elsewhere(folder: Path, text: str, logits: Path) -> dict[str, object]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", FRESH, str(folder), text, str(logits)],
@@ -142,7 +142,7 @@ def test_a_fresh_process_has_the_same_model_and_tokenizer(trained: Volumes, tmp_
     export_model(trained, say=lambda _: None)
     state = make_state(2, 10, seed=1) if phase == 2 else make_state(1, 40)
     text = "Water — H₂O — is wet;  the sun\nis 4.6 billion years old. Café!"
-    seen = open_afresh(trained.model, text, tmp_path / "logits.pt")
+    seen = open_elsewhere(trained.model, text, tmp_path / "logits.pt")
 
     tokenizer = Tokenizer()
     assert seen["ids"] == tokenizer.encode(text)
@@ -297,7 +297,7 @@ def test_generation_stops_at_the_end_of_text_and_fits_the_window(monkeypatch: py
     greedy = [complete(model, tokenizer, "What is water?", INSTRUCTION_TUNING, 8) for _ in range(2)]
     assert greedy[0] == greedy[1]
 
-    # A model that writes "yes", and then the end of text for ever.
+    # A model that writes "yes", and then the end of text forever.
     calls: list[int] = []
     (yes,) = tokenizer.encode("yes")
 
@@ -314,7 +314,7 @@ def test_generation_stops_at_the_end_of_text_and_fits_the_window(monkeypatch: py
 
 
 def test_what_is_written_is_what_transformers_would_write() -> None:
-    """Greedy, with the penalty for repetition on what is written and not on the prompt."""
+    """Greedy, with the repetition penalty on what is written but not on the prompt."""
     tokenizer = Tokenizer()
     state = make_state(2, 1)
     ids = tokenizer.encode(prompt_text("What is water?"))

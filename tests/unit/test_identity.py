@@ -1,4 +1,4 @@
-"""A run goes on only with the configuration that it began with; a new version of the program does not end it."""
+"""A run goes on only with the configuration that it began with. A new version of the program does not end it."""
 
 from __future__ import annotations
 

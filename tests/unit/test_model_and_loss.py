@@ -82,7 +82,7 @@ def test_a_model_made_with_weights_is_the_one_they_came_from_and_draws_no_random
 
 
 def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
-    """Sizes around the chunk, in float64-free arithmetic: compared with autograd through the full logits."""
+    """Sizes around the chunk, without float64, compared with autograd through the full logits."""
     torch.manual_seed(0)
     for positions in (1, 32, CHUNK - 1, CHUNK, 2 * CHUNK + 3):
         hidden = torch.randn(positions, 32, requires_grad=True)
@@ -103,7 +103,7 @@ def test_chunked_loss_and_gradient_are_those_of_the_full_softmax() -> None:
 
 @pytest.mark.parametrize("is_sampled", [False, True])
 def test_in_bf16_every_matrix_product_is_bf16_and_what_is_kept_is_float32(is_sampled: bool) -> None:
-    """The head, too, which is most of the arithmetic; results are those of float32 up to bf16's eight bits."""
+    """Including the head, which is most of the arithmetic. Results are those of float32 up to bf16's eight bits."""
     torch.manual_seed(0)
     model = GPT2(TINY, 100)
     tokens, targets = torch.randint(0, 100, (2, 2, 32))
@@ -146,7 +146,7 @@ def test_a_step_that_is_given_up_leaves_nothing_behind() -> None:
 
 
 class Products(TorchDispatchMode):
-    """Notes the types and sizes of the factors of all matrix products."""
+    """Records the types and sizes of the factors of all matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_head_makes_no_new_logits_for_a_step_or_a_chunk(dtype: torch.dtype) -> None:
-    """Blocks of 51 MB, made and freed each time, would leave gigabytes of holes in memory that is kept."""
+    """Blocks of 51 MB, allocated and freed each time, would leave gigabytes of holes in the kept memory."""
     hidden, weight = torch.randn(2 * CHUNK, 8), torch.nn.Parameter(torch.randn(50_257, 8))
     targets = torch.randint(0, 50_257, (len(hidden),))
     head = Head(weight, dtype)
@@ -257,7 +257,7 @@ def test_a_sample_holds_the_targets_and_tokens_weighed_by_how_seldom_they_are_dr
 
 
 def test_the_sampled_loss_is_close_to_the_exact_one_on_average() -> None:
-    """Over many draws the estimated normaliser comes close to the exact one; without the correction it would not."""
+    """Over many draws the estimated normaliser comes close to the exact one. Without the correction it would not."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(2_000, 16) * 0.3)
     hidden, targets = torch.randn(64, 16), torch.randint(0, 2_000, (64,))
@@ -341,7 +341,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one_and_the_same_dire
 def test_orthogonalisation_is_one_polynomial_of_the_singular_values(
     columns: int, dtype: torch.dtype, smallest: int, tolerance: float
 ) -> None:
-    """Against exact arithmetic, for singular values from 1 to 10^smallest; bf16 has no more than two digits."""
+    """Against exact arithmetic, for singular values from 1 to 10^smallest. bf16 has only about two digits."""
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(2, 64, columns).double(), full_matrices=False)
     singular = torch.logspace(0, smallest, 64).double()
@@ -355,7 +355,7 @@ def test_orthogonalisation_is_one_polynomial_of_the_singular_values(
     assert error < tolerance
 
 
-def test_muon_treats_queries_keys_and_values_and_transposed_weights_each_for_itself() -> None:
+def test_muon_treats_queries_keys_values_and_transposed_weights_separately() -> None:
     """Against one plain matrix at a time, as [outputs, inputs]."""
     torch.manual_seed(0)
     fused, tall, wide = (torch.nn.Parameter(torch.randn(16, n)) for n in (48, 16, 64))

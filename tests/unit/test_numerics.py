@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, but for the largest blocks (page faults are counted); how threads wait."""
+"""Freed memory stays with the process, except the largest blocks (counts page faults). Also how threads wait."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(memory: str, *, megabytes: int, blocks: int, steps: int) -> int:
-    """Of a process whose steps allocate, fill and free so many blocks of so many megabytes."""
+    """Page faults of a process whose steps allocate, fill and free this many blocks of this many megabytes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     arguments = [memory, str(megabytes), str(blocks), str(steps)]
     done = subprocess.run(
@@ -47,13 +47,13 @@ def test_freed_memory_is_used_again_by_the_next_step() -> None:
 
 
 def test_the_largest_blocks_go_back_to_the_kernel() -> None:
-    """Kept among others of many sizes they would leave holes: gigabytes in phase 2."""
+    """Kept among others of many sizes, they would leave holes: gigabytes in phase 2."""
     pages = 10 * 32 * 256
     assert page_faults("kept", megabytes=32, blocks=1, steps=10) >= pages
 
 
 def openmp_settings(**settings: str) -> dict[str, str]:
-    """What OpenMP goes by in a process that trains; it says so itself."""
+    """The settings of OpenMP in a process that trains, as OpenMP itself reports them."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", "import svitlo.training, torch"],

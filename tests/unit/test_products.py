@@ -1,4 +1,4 @@
-"""Our own kernels against what torch computes: products, linear layer, attention and activation, with gradients."""
+"""Svitlo's own kernels against torch's results: products, linear layer, attention and activation, with gradients."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_attention_in_bf16_is_that_of_float32_up_to_eight_bits() -> None:
 
 
 def test_attention_drops_weights_and_its_gradient_is_the_slope() -> None:
-    """Against the difference quotient, the same weights being dropped in both directions."""
+    """Against the difference quotient, with the same weights dropped in both directions."""
     torch.manual_seed(0)
     qkv, factors, direction = torch.randn(200, 3 * 16), torch.randn(200, 16), torch.randn(200, 3 * 16)
 
@@ -123,7 +123,7 @@ def _assert_same_with_gradients(ours: Tensor, theirs: Tensor, arguments: list[Te
 
 
 def test_a_part_of_a_matrix_is_not_multiplied_by_onednns_reference_code(capfd: pytest.CaptureFixture[str]) -> None:
-    """Which takes 200 times as long."""
+    """That code takes 200 times as long."""
     whole = torch.randn(64, 96)
     for part in (whole[:, :64], whole[:, 32:].T):
         assert _onednn_codes(lambda part=part: product(part, part), capfd) not in (["ref"], [])
@@ -142,7 +142,7 @@ def test_of_a_transposed_and_a_larger_factor_the_smaller_one_is_copied(rows: int
 
 @pytest.mark.parametrize("num_sampled", [None, 300])
 def test_a_step_multiplies_by_onednns_fast_code(num_sampled: int | None, capfd: pytest.CaptureFixture[str]) -> None:
-    """All but attention: forward, backward, the head, and Muon's iterations."""
+    """In everything except attention: forward, backward, the head, and Muon's iterations."""
     model = GPT2(ModelConfig(layers=1, width=64, heads=2, positions=64), 10_000)
     optimizer = PhaseOptimizer(model, TrainingConfig(optimizer="muon"))
     tokens, targets = torch.randint(0, 10_000, (2, 2, 64))
@@ -166,7 +166,7 @@ def test_a_step_multiplies_by_onednns_fast_code(num_sampled: int | None, capfd: 
 
 
 def _onednn_codes(step: Callable[[], object], capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """By which of its implementations oneDNN multiplies in float32."""
+    """The implementations that oneDNN uses for float32 products."""
     capfd.readouterr()
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         step()

@@ -1,4 +1,4 @@
-"""`svitlo status` tells the truth at every stage of a run, also right after a power cut, and answers at once."""
+"""`svitlo status` tells the truth at every stage of a run, even right after a power cut, and answers at once."""
 
 from __future__ import annotations
 
@@ -161,3 +161,12 @@ def test_a_preparation_that_failed_is_not_called_not_started(
     known = overview(volumes)
     assert (known["state"], known["message"]) == ("error", "data.yaml: phase1.sources: no file fits `*.txt`")
     assert screen(volumes, capsys).count("no file fits") == 1
+
+
+def test_saves_do_not_push_other_events_off_the_screen(volumes: Volumes) -> None:
+    log = EventLog(volumes.events, say=lambda _: None)
+    log.record("cut off", "the last trainer was ended by a power cut")
+    for step in range(50):
+        log.record("saved", f"saved step {step}")
+    log.record("evaluated", "validation loss 5.0")
+    assert [event["event"] for event in overview(volumes)["events"]] == ["cut off", "evaluated"]

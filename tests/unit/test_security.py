@@ -1,4 +1,4 @@
-"""Nothing that is read from a disk is ever run: no pickle, no code. What must be secret is in no log and no file."""
+"""Nothing read from a disk is ever executed: no pickle, no code. Secrets are in no log and no file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SAFE_LOADERS = {"_UniqueKeyLoader", "yaml.SafeLoader"}
 
 
 def problems(source: str) -> list[str]:
-    """What a module does that could run what it reads."""
+    """Anything in a module that could execute what it reads."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -105,7 +105,7 @@ def test_the_check_itself_finds_what_it_is_for(source: str) -> None:
 
 
 class Bomb:
-    """Unpickled without care, it makes a file."""
+    """Creates a file if it is unpickled carelessly."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -125,7 +125,7 @@ def torch_archive(bomb: Bomb) -> bytes:
 
 
 def sealed(bomb: Bomb) -> bytes:
-    """By somebody who knows how a checkpoint is sealed."""
+    """Made by an attacker who knows how a checkpoint is sealed."""
     file = io.BytesIO()
     save_sealed({"phase": 1, "global_step": 5, "run_id": bomb}, file)
     return file.getvalue()
@@ -214,7 +214,7 @@ TOKEN = "hf_thisIsASecretThatNobodyMaySee"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers every question with: not for you."""
+    """Denies every request."""
 
     seen: ClassVar[list[str | None]] = []
 
@@ -290,7 +290,7 @@ def test_only_data_prep_is_given_the_token_and_only_as_a_file() -> None:
     ],
 )
 def test_the_audit_says_whether_it_has_checked(tmp_path: Path, fake: str, code: int, said: str) -> None:
-    """With a stand-in for pip-audit, because its real answers change from day to day."""
+    """Uses a stand-in for pip-audit, because its real answers change from day to day."""
     folder = tmp_path / "project"
     (folder / "docker").mkdir(parents=True)
     for name in ("audit.sh", "lib.sh", "requirements"):

@@ -22,8 +22,8 @@ def test_a_set_up_is_done_once_and_changes_nothing_later(tmp_path: Path) -> None
     assert {path: path.read_bytes() for path in volumes.root.rglob("*") if path.is_file()} == before
 
 
-def test_a_volume_that_vanished_is_not_made_anew(tmp_path: Path) -> None:
-    """What `docker compose start` does after a disk was not mounted: the set-up runs again, over an empty folder."""
+def test_a_volume_that_vanished_is_not_recreated(tmp_path: Path) -> None:
+    """What `docker compose start` does while a disk is not mounted: the set-up runs again, over an empty folder."""
     volumes = Volumes(tmp_path)
     volumes.set_up()
     shutil.rmtree(tmp_path / "checkpoints")

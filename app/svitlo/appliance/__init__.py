@@ -1,1 +1,1 @@
-"""The life of a container: wait for data, do the phases, export, rest; or be held with a reason."""
+"""The life of a container: wait for data, run the phases, export, rest. If it cannot go on, it waits and says why."""

@@ -1,4 +1,4 @@
-"""How the last trainer ended: noticing afterwards that nobody asked it to."""
+"""How the last trainer ended: detects afterwards whether it died."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from svitlo.storage.files import write_json
 from svitlo.volumes import Volumes
 
 MOST_DEATHS = 3
-"""A trainer that died so often in a row at the same step does not try again by itself."""
+"""A trainer that has died this often in a row at the same step does not try again by itself."""
 _SECONDS_TO_BE_RESTARTED = 120.0
-"""The engine starts a container again after a minute at most."""
+"""The engine restarts a container within a minute, and this allows for two."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Traces:
 
     phase: int = 0
     step: int = 0
-    """The last optimizer step that it finished, in which phase; 0 where it finished none."""
+    """The last optimizer step that it finished, and its phase. 0 if it finished none."""
     was_waiting: bool = False
-    """It was waiting for data: nothing to die of."""
+    """It was only waiting for data, so this death does not count."""
     seconds_silent: float | None = None
-    """Since its last sign of life; None where the machine was started anew since."""
+    """Since its last sign of life. None if the machine has restarted since."""
     memory_bytes: int | None = None
-    """What it used then."""
+    """The memory that it used then."""
     oom_kills: int | None = None
     """The machine's count then."""
 
 
 def traces_of_the_last(volumes: Volumes) -> Traces:
-    """What the trainer before this one left behind. To be read before this one reports anything."""
+    """What the previous trainer left behind. Read this before the new one reports anything."""
     status = read_status(volumes.status)
     phase, step = last_step(volumes.metrics)
     if status is None:
@@ -56,19 +56,19 @@ def traces_of_the_last(volumes: Volumes) -> Traces:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the last trainer ended, where nothing orderly did."""
+    """How the last trainer ended, if it did not end cleanly."""
 
     cause: str
     """In words."""
     deaths: int = 0
-    """So many in a row, this one included, since the machine was started, none of which got any further: not beyond
-    step `step` of phase `phase`. A power cut is none."""
+    """Deaths in a row since the machine started, this one included, that never got beyond step `step` of phase `phase`.
+    A power cut does not count."""
     phase: int = 0
     step: int = 0
 
     @property
     def in_words(self) -> str:
-        """The cause, and where it happened again and again."""
+        """The cause and, if it happened repeatedly, where."""
         return self.cause + (f" ({self.deaths} times in a row {self.place})" if self.deaths > 1 else "")
 
     @property
@@ -78,19 +78,19 @@ class Ending:
 
 
 class ProcessRecord:
-    """A file that says whether the last trainer ended by itself, so that the next one can tell when it did not.
+    """A file that tells the next trainer whether the last one ended cleanly.
 
-    Never raises `OSError`: on a full disk a death may go unnoticed, and training goes on.
+    Never raises `OSError`: on a full disk a death may go unnoticed, but training goes on.
     """
 
     def __init__(self, path: Path, watchdog_seconds: float) -> None:
-        """`watchdog_seconds`: after so long without progress the watchdog ends a trainer."""
+        """`watchdog_seconds`: the watchdog ends a trainer after this long without progress."""
         self._path = path
         self._watchdog_seconds = watchdog_seconds
         self._content: dict[str, Any] = {}
 
     def begin(self, traces: Traces) -> Ending | None:
-        """Note that this process runs. Returns what ended the last one, if nothing orderly did."""
+        """Note that this process runs. Returns how the last one ended, if it did not end cleanly."""
         ending = self._ending(traces)
         self._write(
             state="running",
@@ -102,11 +102,11 @@ class ProcessRecord:
         return ending
 
     def end(self, how: str) -> None:
-        """Note that this process ends in an orderly way: deaths are no longer in a row."""
+        """Note that this process ends cleanly. That resets the count of deaths in a row."""
         self._write(state="ended", how=how)
 
     def fail(self, error: Exception) -> None:
-        """Note the error that this process dies of: something that nobody has foreseen."""
+        """Note the unexpected error that ends this process."""
         reason = (str(error).splitlines() or [""])[0][:200]
         self._write(**{**self._content, "error": f"{type(error).__name__}: {reason}".removesuffix(": ")})
 
@@ -117,7 +117,7 @@ class ProcessRecord:
             return None
         except (OSError, ValueError):
             before = None
-        if not isinstance(before, dict):  # empty or zeros: the power failed while it was being written
+        if not isinstance(before, dict):  # empty or zeros: the power failed during the write
             return Ending("a power cut or a restart of the machine")
         if before.get("state") != "running":
             return None
@@ -156,5 +156,5 @@ class ProcessRecord:
 
 
 def _memory_in_words(used: int | None, limit: int | None) -> str:
-    last = "what it used is not known" if used is None else f"it last used {used / 1e6:,.0f} MB"
-    return f"{last}; its limit is {limit / 1e6:,.0f} MB" if limit else f"{last}; it has no limit of its own"
+    last = "its memory use is unknown" if used is None else f"it last used {used / 1e6:,.0f} MB"
+    return f"{last}; its limit is {limit / 1e6:,.0f} MB" if limit else f"{last}; it has no memory limit"

@@ -1,6 +1,6 @@
-"""What a service does when it is done or cannot go on by itself: it explains, and waits without cost.
+"""What a service does when it is done or cannot go on by itself: it says why, and waits without using resources.
 
-The engine restarts a container that exits, whatever its exit code, so a service that has nothing to do must not exit.
+The engine restarts a container that exits, whatever its exit code. So a service with nothing to do must not exit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from svitlo.reporting.events import print_line
 from svitlo.reporting.status import set_health, write_status
 
 HELD = ["sleep", "infinity"]
-"""What a container that has nothing to do becomes: 0.8 MiB, no CPU."""
+"""What a container with nothing to do becomes: 0.8 MiB, no CPU."""
 
 
 def run_service(work: Callable[[], str], status: Path, interruption: Interruption, *, hold: bool) -> None:
-    """Do `work`, and say how it ended: in the log, in the service's `status` and in its health.
+    """Do `work` and report how it ended: in the log, in the service's `status` and in its health.
 
-    With `hold`, become a process that waits when the work is done, or when trying again cannot help. Raises
-    `SvitloError` otherwise.
+    With `hold`, becomes a waiting process when the work is done, or when trying again cannot help. Other errors are
+    raised as `SvitloError`.
     """
     try:
         message = work()
@@ -35,7 +35,7 @@ def run_service(work: Callable[[], str], status: Path, interruption: Interruptio
             write_status(status, state="error", message=str(error))
         if not (hold and error.is_permanent):
             raise
-        print(f"error: {error}\nNothing is lost. Put this right, then restart me: I wait here.", file=sys.stderr)
+        print(f"error: {error}\nNothing is lost. Fix this, then restart the container. It waits here.", file=sys.stderr)
         _hold_still(interruption)
     print_line(message)
     set_health(True, message)

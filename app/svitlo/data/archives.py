@@ -2,10 +2,10 @@
 
     corpus.txt corpus.txt.gz .xz .bz2 .zst       one stream each
     archive.zip::pattern  archive.tar.xz::pattern
-                                                 one for each member that fits (zip: by name; tar: as they stand)
+                                                 one per matching member (zip: sorted by name; tar: in file order)
     archive.zip::docs/**/*.txt                   `**`: any number of folders
 
-The packing is told by the first bytes and not by the name.
+The packing is detected from the first bytes, not from the name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PackedFile:
     def __init__(
         self, path: Path, members: str | None, name: str, announce: Callable[[str], None] = lambda _: None
     ) -> None:
-        """`members`: pattern for the members of an archive. `name`: what to call the file in messages."""
+        """`members`: pattern for the members of an archive. `name`: the name of the file in messages."""
         self.path = path
         self.members = members
         self.name = name
@@ -62,13 +62,13 @@ class PackedFile:
 
     @property
     def bytes_read(self) -> int:
-        """How far reading has come in the file as it is stored: 0 to `num_bytes`."""
+        """How far reading has come in the packed file: 0 to `num_bytes`."""
         if self._raw is None or self._raw.closed:
             return self.num_bytes if self._is_read else 0
         return min(self.num_bytes, self._raw.tell())
 
     def streams(self) -> Iterator[tuple[str, io.BufferedReader]]:
-        """Each stream with its name. Raises `DataError` for damaged archives and patterns that fit nothing."""
+        """Each stream with its name. Raises `DataError` for damaged archives and patterns that match nothing."""
         with open(self.path, "rb") as raw:
             self._raw = raw
             kind = _archive_kind(self.path)
@@ -93,7 +93,7 @@ class PackedFile:
             raise self._damaged_zip(error) from error
         if not all(info.filename for info in archive.infolist()):
             raise self._damaged_zip(zipfile.BadZipFile("a member has no name"))
-        # By entry and not by name: tools that append leave two of one name.
+        # By entry, not by name: tools that append can leave two entries of the same name.
         entries = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
         fitting = [info for info in entries if _fits(info.filename, pattern)]
         self._require(len(fitting), [info.filename for info in entries])
@@ -105,8 +105,8 @@ class PackedFile:
                 member = archive.open(info)
             except NotImplementedError:
                 raise DataError(
-                    f"{full_name}: is compressed by method {info.compress_type}, which cannot be read here. "
-                    f"Unpack the archive with the program that made it and name the files"
+                    f"{full_name}: uses compression method {info.compress_type}, which cannot be read here. Unpack the "
+                    f"archive with the program that made it and name the files"
                 ) from None
             except _DAMAGED_ZIP as error:
                 raise self._damaged_zip(error) from error
@@ -114,7 +114,7 @@ class PackedFile:
                 yield full_name, _unpacked(member, full_name)
 
     def _damaged_zip(self, error: BaseException) -> BaseException:
-        """The library goes to places that a damaged directory names, which the system refuses."""
+        """The error to raise. In a damaged archive the library seeks to invalid places, which the system refuses."""
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             return error
         return DataError(f"{self.name}: damaged zip archive ({error}). Copy or download it again")
@@ -122,7 +122,7 @@ class PackedFile:
     def _tar_members(self, raw: IO[bytes], pattern: str) -> Iterator[tuple[str, io.BufferedReader]]:
         names: list[str] = []
         num_fitting = 0
-        # Several archives one behind the other are read as one: people join the parts of a download.
+        # Several concatenated archives are read as one: people join the parts of a download.
         with tarfile.open(
             fileobj=_unpacked(raw, self.name), mode="r|", tarinfo=_strict_headers(self.name), ignore_zeros=True
         ) as archive:
@@ -147,7 +147,7 @@ class PackedFile:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """As below a folder, but that a pattern without `**` fits in every folder of the archive."""
+    """Matches like a pattern below a folder, except that one without `**` matches in every folder of the archive."""
     path = PurePosixPath(name)
     if path.name.startswith("._") or "__MACOSX" in path.parts:
         return False
@@ -157,7 +157,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _parts_fit(parts: list[str], patterns: list[str]) -> bool:
-    """`**` stands for any number of folders, none among them; at the end for all that is in them."""
+    """`**` stands for any number of folders, including none. At the end it stands for everything in them."""
     if not patterns:
         return not parts
     if patterns[0] != "**":
@@ -167,7 +167,7 @@ def _parts_fit(parts: list[str], patterns: list[str]) -> bool:
 
 
 def _strict_headers(name: str) -> type[tarfile.TarInfo]:
-    """Headers of one tar archive. The library takes a damaged header, and a missing end, for the end."""
+    """Headers of one tar archive. The library would take a damaged header, or a missing end, for the end."""
 
     class StrictInfo(tarfile.TarInfo):
         has_end = False
@@ -229,7 +229,7 @@ def _unpacked(packed: IO[bytes], name: str) -> io.BufferedReader:
 
 
 class _Bzip2(bz2.BZ2File):
-    """The library calls damaged data an `OSError`, which would be told as one of the disk."""
+    """The library raises `OSError` for damaged data, which would be reported as an error of the disk."""
 
     def readinto(self, buffer: Any) -> int:
         try:
@@ -241,7 +241,7 @@ class _Bzip2(bz2.BZ2File):
 
 
 class _Adapter(io.RawIOBase):
-    """A tar archive's member, which lacks what a text wrapper asks for."""
+    """A member of a tar archive, with the methods that a text wrapper needs."""
 
     def __init__(self, member: IO[bytes]) -> None:
         self._member = member
@@ -256,7 +256,7 @@ class _Adapter(io.RawIOBase):
 
 
 class _Zstandard(io.RawIOBase):
-    """The content of zstd frames. The library's own reader takes a file that is cut short for a whole one."""
+    """The content of zstd frames. The library's own reader does not notice a file that is cut short."""
 
     def __init__(self, packed: IO[bytes], new_decompressor: Callable[[], Any]) -> None:
         self._packed = packed

@@ -1,6 +1,6 @@
-"""Raw text to text worth learning: characters, entities, leftover markup, and the holes that extraction left.
+"""Raw text to text worth learning: cleans up characters, entities, leftover markup, and holes left by extraction.
 
-Every function is pure and takes and gives `str`.
+Every function is pure, and takes and returns `str`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 
 
 def _odd_characters() -> dict[str, str]:
-    """What each character that nobody typed on purpose becomes."""
+    """The replacement for each character that no one types on purpose."""
     invisible = [
         *range(0x20), *range(0x7F, 0xA0), 0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
         *range(0x2060, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFC), *range(0xD800, 0xE000),
@@ -42,26 +42,26 @@ _LINK = re.compile(r"\[\[(?:[^\[\]|\n]{0,200}\|)?([^\[\]|\n]{0,300})\]\]")
 _BRACKETS = re.compile(r"\[\[|\]\]|\{\{[^{}]{0,500}\}\}|\{\{|\}\}|'''+|__[A-Z]+__")
 _PLACEHOLDER = re.compile(r"(?:formula|codice)_\d+")
 
-# Patterns that start with a plain character: the others are tried at each of a corpus's hundreds of millions of places.
+# Patterns start with a plain character where possible: others are tried at hundreds of millions of places in a corpus.
 _EMPTY_BRACKETS = re.compile(r"\([\s,;:/–-]*\)|\[[\s,;:]*\]")
 _BRACKET_START = re.compile(r"\(\s*[,;:][\s,;:]*")
 _BRACKET_END = re.compile(r"[,;:][\s,;:]*+(\)?)")
-"""Marks with or without the bracket that they stand before: so that a row of them is looked at once."""
+"""Marks with or without the closing bracket after them, so that a row of marks is scanned only once."""
 _SPACED_MARK = re.compile(r" ([,;.!?:])(?=[ \n]|$)")
 _DOUBLED_COMMA = re.compile(r",\s*,[\s,]*")
 _LINE_START = re.compile(r"\n[,;][,; \n]*")
 _LINE_EDGES = re.compile(r"\n[ \n]+")
 _SPACES = re.compile(r"  +")
 _VAST_GAP = re.compile(r"(?<=\s{1000})\s+")
-"""White space that nobody wrote; the tokenizer gives up at a million characters of it."""
+"""White space that no one wrote. The tokenizer fails on a million characters of it."""
 _BRACKET_ENDS = (",)", ";)", ":)", " )", "\n)")
 _SPACED_MARKS = (" ,", " .", " ;", " :", " !", " ?")
 
 
 def clean_characters(text: str) -> str:
-    """One kind of space (no tabs) and line end; nothing invisible; composed letters."""
-    if not text.replace("\n", " ").isprintable():  # nothing odd is printable, and this is fast
-        found = _ODD.keys() & set(text)  # much faster than a pattern: nearly every text has none or a few
+    """One kind of space (no tabs), one kind of line end, nothing invisible, composed letters."""
+    if not text.replace("\n", " ").isprintable():  # a fast check: no odd character is printable
+        found = _ODD.keys() & set(text)  # much faster than a pattern: nearly every text has few or none
         if "\r" in found:
             text = text.replace("\r\n", "\n")
         for character in found:
@@ -70,10 +70,10 @@ def clean_characters(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """An encyclopaedic document: `clean_characters`, entities, markup and holes; no blank lines, no double spaces."""
+    """An encyclopaedic document: cleans characters, entities, markup and holes. No blank lines, no double spaces."""
     if "&" in text:
         text = html.unescape(text)
-        if "&" in text:  # `&amp;lt;` is met where text was escaped twice
+        if "&" in text:  # `&amp;lt;` occurs where text was escaped twice
             text = html.unescape(text)
     text = clean_characters(text)
     if "<" in text:
@@ -113,10 +113,10 @@ def _fill_holes(text: str) -> str:
 
 
 def clean_content(text: str) -> str:
-    """What somebody said or wrote in a conversation: characters only; code and lists keep their layout."""
+    """Text from a conversation: cleans characters only. Code and lists keep their layout."""
     return _VAST_GAP.sub("", clean_characters(text.replace("\t", "    ")).strip())
 
 
 def normalized(text: str) -> str:
-    """What two texts share that a reader would call the same: case and white space do not count."""
+    """The text without differences in case and white space. Equal for texts that a reader would call the same."""
     return " ".join(text.casefold().split())

@@ -1,4 +1,4 @@
-"""How a conversation is written down as tokens: for data preparation, for `generate` and for the exported model.
+"""How a conversation becomes tokens: for data preparation, for `generate` and for the exported model.
 
     ### User:
     {question}
@@ -9,8 +9,8 @@
     ### User:
     ...
 
-Only replies and the <|endoftext|> after each carry loss. `CHAT_TEMPLATE` gives the same text from the `messages` that
-the field's tools use; its whole text, tokenised at once, is the tokens that `render` makes from the parts.
+Only replies and the <|endoftext|> after each carry loss. `CHAT_TEMPLATE` makes the same text from `messages` as other
+tools use them. Tokenised as a whole, that text gives the same tokens that `render` makes from the parts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ USER = "### User:\n"
 ASSISTANT = "### Assistant:\n"
 SEPARATOR = "\n\n"
 
-# White space at the edges of a content would merge with the template's own into other tokens, so it is cut off.
-# System texts stand in front of the first user turn, as in training (data/formats/messages.py).
+# White space around a content would merge with the template's own into different tokens, so it is cut off.
+# System texts go before the first user turn, as in training (data/formats/messages.py).
 CHAT_TEMPLATE = (
     "{%- set ns = namespace(system='') -%}"
     "{%- for message in messages -%}"
@@ -60,7 +60,7 @@ def prompt_text(question: str) -> str:
 def render(tokenizer: Tokenizer, contents: Sequence[str]) -> tuple[bytes, bytes]:
     """The tokens (little-endian uint16) and the mask (one byte each, 1 = carries loss) of a conversation.
 
-    `contents` are the turns: user, assistant, user, ...; their number is even and none is blank.
+    `contents` are the turns: user, assistant, user, ... Their number is even and none is blank.
     """
     assert contents
     assert len(contents) % 2 == 0

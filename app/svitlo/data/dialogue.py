@@ -1,4 +1,4 @@
-"""DailyDialog's tokenised utterances back to the way people write: `I ’ Ve` → `I've`, `right.But` → `right. But`."""
+"""Turns DailyDialog's tokenised utterances back into normal text: `I ’ Ve` → `I've`, `right.But` → `right. But`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SPACES = re.compile(r"\s+")
 
 
 def detokenize(text: str) -> str:
-    """One utterance of the release as a person would have typed it, with ASCII quotes and apostrophes."""
+    """One utterance of the release as a person would type it, with ASCII quotes and apostrophes."""
     text = clean_characters(text).translate(_FULL_WIDTH)
     text = f" {_SPACES.sub(' ', text).strip()} "
     text = _apostrophes(text)
@@ -69,7 +69,7 @@ def _apostrophes(text: str) -> str:
 
 
 def _quotes(text: str, mark: str) -> str:
-    """Close up quotation marks that stand apart: the first of a pair to its right, the second to its left."""
+    """Attach free-standing quotation marks: the first of a pair to the word after it, the second to the one before."""
     parts = text.split(f" {mark} ")
     if len(parts) == 1:
         return text

@@ -1,4 +1,4 @@
-"""A set of 64-bit digests in 8 bytes each, for telling repeated documents in a corpus of any size."""
+"""A set of 64-bit digests in 8 bytes each, to detect repeated documents in a corpus of any size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RECENT = 65_536
 
 
 class DigestSet:
-    """Remembers digests in the order in which they came: a sorted array, and a small set of the newest."""
+    """Holds a sorted array of digests and a small set of the newest ones. Lists new digests in order of arrival."""
 
     def __init__(self, digests: npt.NDArray[np.uint64] | None = None) -> None:
         import numpy as np
@@ -28,7 +28,7 @@ class DigestSet:
         return len(self._sorted) + len(self._recent)
 
     def add(self, digest: int) -> bool:
-        """Whether the digest is new; it is remembered then."""
+        """Add a digest. Returns whether it is new."""
         import numpy as np
 
         if digest in self._recent:

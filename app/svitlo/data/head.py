@@ -1,4 +1,4 @@
-"""The first bytes of a file: what can be told from them before anything is read."""
+"""The first bytes of a file, and what they reveal before the file is read."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import re
 from typing import NamedTuple
 
 HEAD_BYTES = 65_536
-"""So many bytes can be looked at before they are read."""
+"""How many bytes can be inspected before they are read."""
 _PACKED = (".gz", ".xz", ".bz2", ".zst")
 _CUT_OFF = 8
-"""A mistake so near to the end of the head (in characters) comes from where it was cut."""
+"""A mistake this close to the end of the head (in characters) is caused by cutting it there."""
 
 
 class Head(NamedTuple):
     """The beginning of a stream."""
 
     name: str
-    """Of the file, as in messages."""
+    """Name of the file in messages."""
     start: str
-    """Its first characters, without white space and byte-order mark."""
+    """Its first characters, without leading white space and byte-order mark."""
     kind: str | None
-    """`json`, `csv` or `parquet` where the file holds records; None for text."""
+    """`json`, `csv` or `parquet` if the file holds records, None for text."""
     fields: frozenset[str]
-    """Names of all fields that were seen in records, at any depth."""
+    """Names of all fields found in records, at any depth."""
 
 
 def head_of(name: str, content: bytes) -> Head:
@@ -40,12 +40,12 @@ def head_of(name: str, content: bytes) -> Head:
 
 
 def separator_of(start: str) -> str:
-    """What stands between the columns of CSV."""
+    """The separator between the columns of CSV."""
     return max(",;\t", key=start.partition("\n")[0].count)
 
 
 def columns_of(start: str) -> list[str]:
-    """The first line, read as that of CSV."""
+    """The first line, read as a CSV header."""
     try:
         return [
             column.strip() for column in next(csv.reader([start.partition("\n")[0]], delimiter=separator_of(start)))
@@ -66,7 +66,7 @@ _decoder = json.JSONDecoder(strict=False)
 
 
 def _is_json(start: str) -> bool:
-    """Whether an object, or an array with one, stands at the beginning: a text may begin with a bracket too."""
+    """Whether it begins with an object, or an array with one. A bracket is not enough: texts may begin with one."""
     if start[:1] not in ("{", "[") or not _KEY.search(start):
         return False
     try:

@@ -1,7 +1,7 @@
-"""What becomes of a raw document, and what the formats of phase 2 share: turns to a conversation that fits a window.
+"""What a raw document becomes. For the formats of phase 2: turns to a conversation that fits a window.
 
-What cannot fit is dropped; what is cut is cut so that no reply is ever shortened. Everything here is pure: the same raw
-document, tokenizer and window give the same outcome.
+What cannot fit is dropped. Cutting never shortens a reply. Everything here is pure: the same raw document, tokenizer
+and window give the same outcome.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from svitlo.data.tokenizer import Tokenizer
 
 
 class Outcome(NamedTuple):
-    """What became of a raw document."""
+    """What a raw document became."""
 
     dropped: str | None
-    """Why it is not used; the other fields are then empty."""
+    """Why it is not used. The other fields are then empty."""
     digest: int = 0
-    """64 bits that identify the content, whatever its case and spacing."""
+    """64 bits that identify the content, regardless of case and spacing."""
     split_digest: int = 0
     """64 bits that decide between training and validation."""
     words: int = 0
     tokens: bytes = b""
     """Little-endian uint16."""
     mask: bytes = b""
-    """One byte for each token, 1 where it carries loss; empty in phase 1."""
+    """One byte for each token, 1 if it carries loss. Empty in phase 1."""
     changed: str | None = None
     """What was left out of it, if anything."""
 
@@ -42,7 +42,7 @@ def digest(content: str) -> int:
 
 
 def outcome_of(contents: list[str], split_by: str, tokens: bytes, mask: bytes, changed: str | None = None) -> Outcome:
-    """A conversation that is used. `split_by`: what decides between training and validation."""
+    """A conversation that is used. `split_by`: the text that decides between training and validation."""
     return Outcome(
         dropped=None,
         digest=digest(normalized("\n\n".join(contents))),
@@ -55,16 +55,16 @@ def outcome_of(contents: list[str], split_by: str, tokens: bytes, mask: bytes, c
 
 
 def too_long(window: int) -> Outcome:
-    """Not used, because it does not fit."""
+    """A conversation that is not used because it does not fit."""
     return dropped(f"longer than {window} tokens")
 
 
 def fitting_turns(
     turns: list[str], split_by: str, tokenizer: Tokenizer, window: int, changed: str | None = None
 ) -> Outcome:
-    """User, assistant, user, ...: whole pairs of turns from the start, as many as fit the window. None is blank.
+    """User, assistant, user, ...: as many whole pairs of turns from the start as fit the window. None is blank.
 
-    `changed`: what was left out before.
+    `changed`: what was left out already.
     """
     if len(turns) % 2:
         changed = "last turn without a reply left out"

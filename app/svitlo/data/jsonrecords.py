@@ -1,12 +1,12 @@
-"""JSON files larger than memory: their records one at a time, each with its number.
+"""JSON files larger than memory: yields their records one at a time, each with its number.
 
-A file is JSON lines when its first line is one whole object: then each line is read by itself, so that a mistake is
-found in its line. Everything else (an array, one object that holds the array, several of them one behind the other) is
-left to ijson, with the fastest of its backends that is there.
+A file is JSON lines if its first line is one whole object. Each line is then read separately, so that a mistake is
+reported with its line. Everything else (an array, an object that holds the array, or several of them in a row) goes to
+ijson, with the fastest backend available.
 
-What people's tools write is not always JSON. `_mended` stands in front of ijson and gives it what it refuses or
-changes: control characters and halves of characters in strings, NaN, and the place where one value ends and the next
-begins, which ijson knows only where both are of the same kind.
+What people's tools write is not always JSON. `_repaired` runs before ijson and fixes what ijson rejects or changes:
+control characters and unpaired surrogates in strings, and NaN. It also finds where one value ends and the next begins,
+which ijson only does if both are of the same kind.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any, TextIO
 
 BLOCK_CHARACTERS = 1 << 18
 LONGEST_RECORD = 64 << 20
-"""A single record longer than this (in characters) is taken for a mistake."""
+"""A single record longer than this (in characters) is considered a mistake."""
 _TOO_LONG = "it has more than {} MB"
 DEEPEST = 500
-"""Levels of arrays and objects in one another; ijson's memory grows with the square of them."""
+"""Levels of nested arrays and objects. ijson's memory grows with the square of the depth."""
 _MOST_LINES = 64
-"""So many lines are tried for one record with line ends in it."""
+"""A record with line ends in it may span this many lines."""
 
 
 class NotJson(ValueError):  # noqa: N818 — says what it is
-    """What stands there is not JSON; the text says where and what was seen."""
+    """The text is not JSON. The message says where, and what was found."""
 
 
 def json_records(text: TextIO, head: str, under: str | None = None) -> Iterator[tuple[str, int, Any]]:
     """Each record as (`line` or `record`, its number from 1, its value).
 
-    Records are the elements of arrays, and objects that stand by themselves. `under`: where an object has an array
-    under this key, its elements are the records. `head`: the beginning of the text, not yet read. Raises `NotJson`.
+    Records are the elements of arrays, and objects outside arrays. `under`: if an object has an array under this key,
+    the elements of that array are the records. `head`: the beginning of the text, not yet read. Raises `NotJson`.
     """
     if _is_json_lines(head):
         for number, record in _line_records(text):
@@ -72,7 +72,7 @@ def _line_records(text: TextIO) -> Iterator[tuple[int, Any]]:
         if len(line) >= LONGEST_RECORD:
             problem = _TOO_LONG.format(LONGEST_RECORD >> 20)
         elif problem is not None and problem.startswith(_INCOMPLETE):
-            # A line end inside a text or an object: the record goes on in the next lines.
+            # A line end inside a string or an object: the record continues on the next lines.
             waiting += islice(lines, _MOST_LINES - len(waiting))
             whole = line
             for used, (_, more) in enumerate(waiting, start=1):
@@ -91,7 +91,7 @@ def _line_records(text: TextIO) -> Iterator[tuple[int, Any]]:
 
 
 def _values(line: str) -> tuple[list[Any], str | None]:
-    """The records in a line, and what is wrong behind them."""
+    """The records in a line, and what is wrong after them."""
     found: list[Any] = []
     line = line.strip()
     position = 0
@@ -126,7 +126,7 @@ def _streamed_records(text: TextIO, under: str | None) -> Iterator[Any]:
     parser: Any = None
     count = waiting = 0
     try:
-        for piece, is_end in _mended(text):
+        for piece, is_end in _repaired(text):
             if parser is None:
                 piece = piece.lstrip()
                 if not piece:
@@ -157,7 +157,7 @@ def _streamed_records(text: TextIO, under: str | None) -> Iterator[Any]:
 
 
 def _place_of_records(value: str, under: str | None) -> str:
-    """ijson's prefix for the records in the value that begins so."""
+    """ijson's prefix for the records in a value with this beginning."""
     if value[0] == "[":
         return "item"
     if under and re.match(rf'\{{.*?"{re.escape(under)}"\s*:\s*\[', value, re.DOTALL):
@@ -166,7 +166,7 @@ def _place_of_records(value: str, under: str | None) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """ijson's C library shows the place with an arrow below it."""
+    """The error in one line. ijson's C library points to the place with an arrow below it."""
     lines = str(error).splitlines() or [type(error).__name__]
     if "premature EOF" in lines[0] or "ncomplete" in lines[0]:
         return "the file ends in the middle of it: it is cut short"
@@ -178,7 +178,7 @@ def _reason(error: BaseException) -> str:
 _STRING = r'"[^"\\\x00-\x1f]*+(?:\\(?:[^u\x00-\x1f]|u[^dD])[^"\\\x00-\x1f]*+)*+"'
 _FILLER = r'[^"\[\]{}NI-]++|-(?!I|\Z)'
 _CLEAN = re.compile(rf"(?:{_FILLER}|{_STRING}|\{{(?:{_FILLER}|{_STRING})*+\}})++")
-"""What needs no look: nearly all of a file, at one go."""
+"""What needs no repair. Skips nearly all of a file in one go."""
 _TOKEN = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)'  # a string, whole or cut off
     r"|[\[\]{}]"
@@ -188,8 +188,8 @@ _TOKEN = re.compile(
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def _mended(text: TextIO) -> Iterator[tuple[str, bool]]:
-    """The text in pieces that a strict parser reads, each with whether a value ends with it."""
+def _repaired(text: TextIO) -> Iterator[tuple[str, bool]]:
+    """The text in pieces that a strict parser accepts, each with whether a value ends with it."""
     rest, is_last, depth = "", False, 0
     while not is_last:
         block = text.read(max(BLOCK_CHARACTERS, len(rest)))
@@ -217,18 +217,18 @@ def _mended(text: TextIO) -> Iterator[tuple[str, bool]]:
                     yield "".join([*parts, buffer[start:position]]), True
                     parts, start, depth = [], position, 0
             elif position == len(buffer) and not is_last and found[1] != '"':
-                rest = token  # what it is shows in the next block
+                rest = token  # the next block shows what it is
                 break
-            elif (mended := _mended_token(token)) != token:
-                parts += [buffer[start : found.start()], mended]
+            elif (repaired := _repaired_token(token)) != token:
+                parts += [buffer[start : found.start()], repaired]
                 start = position
         yield "".join([*parts, buffer[start : len(buffer) - len(rest)]]), is_last
 
 
-def _mended_token(token: str) -> str:
-    """Nothing for NaN; in strings, control characters escaped and U+FEFF for halves of characters.
+def _repaired_token(token: str) -> str:
+    """null for NaN. In strings, escapes control characters and replaces unpaired surrogates with U+FEFF.
 
-    Cleaning drops both alike.
+    Cleaning drops both.
     """
     if token in ("NaN", "Infinity", "-Infinity"):
         return "null"

@@ -1,4 +1,4 @@
-"""Files whose lines mean something."""
+"""Files that are read line by line."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Plan:
     shard_size: int
     """In the writer's own unit: tokens or conversations."""
     max_tokens: int | None
-    """Stop after so many training tokens."""
+    """Stop after this many training tokens."""
 
 
 def plan_for(phase: Phase, data: PhaseData) -> Plan:

@@ -1,10 +1,10 @@
 """Records: what rows of a table, objects of a JSON file and rows of a data set on the hub have in common.
 
-    JSON        an array, JSON lines, or one object with the array in it
-    CSV         .csv and .tsv, or any file whose first line names the columns that are needed
-    Parquet     a file by itself, or a member of a zip: it is read from its end
+    JSON        an array, JSON lines, or one object that holds the array
+    CSV         .csv and .tsv, or any file whose first line names the needed columns
+    Parquet     a plain file, or a member of a zip (not of a tar: it is read from its end)
 
-All are read one at a time, in memory that does not depend on the size of the file.
+All are read one record at a time. The memory needed does not depend on the size of the file.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PARQUET_ROWS = 1_000
 
 
 class Place(NamedTuple):
-    """Where a record stands; as text, how messages begin."""
+    """The place of a record. As text, it begins a message."""
 
     name: str
-    """Of the file, the member or the data set."""
+    """Name of the file, the member or the data set."""
     unit: str
     """`line`, `record` or `row`."""
     number: int
@@ -41,9 +41,9 @@ class Place(NamedTuple):
 def file_records(
     head: Head, stream: io.BufferedReader, needed: frozenset[str], under: str | None = None
 ) -> Iterator[tuple[Place, Any]]:
-    """The records of a file with their places. `needed`: the fields that they should have, to tell CSV by its columns.
+    """The records of a file with their places. `needed`: the required fields, by which CSV is recognised.
 
-    `under`: see `json_records`. Raises `DataError`, and what reading the stream raises.
+    `under`: see `json_records`. Raises `DataError`, and whatever reading the stream raises.
     """
     name = head.name
     if head.kind == "parquet":
@@ -54,17 +54,14 @@ def file_records(
             for unit, number, record in json_records(text, head.start, under):
                 yield Place(name, unit, number), record
         except NotJson as error:
-            raise DataError(f"{name}: not the JSON that is needed here: {error}") from None
+            raise DataError(f"{name}: not valid JSON: {error}") from None
         finally:
             _release(text)
     elif head.kind == "csv" or needed <= set(columns_of(head.start)):
         yield from _csv_rows(name, head, stream)
     elif head.start:
         fields = ", ".join(sorted(needed))
-        raise DataError(
-            f"{name}: not the JSON that is needed here, nor CSV with the columns {fields}: it begins with "
-            f"{head.start[:60]!r}"
-        )
+        raise DataError(f"{name}: neither JSON nor CSV with the columns {fields}. It begins with {head.start[:60]!r}")
 
 
 def _csv_rows(name: str, head: Head, stream: io.BufferedReader) -> Iterator[tuple[Place, Any]]:
@@ -86,7 +83,7 @@ def _csv_rows(name: str, head: Head, stream: io.BufferedReader) -> Iterator[tupl
                 yield Place(name, "line", line), dict(zip(columns, row, strict=True))
             line = rows.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{name}: line {rows.line_num:,}: not the CSV that is needed here ({error})") from None
+        raise DataError(f"{name}: line {rows.line_num:,}: not valid CSV ({error})") from None
     finally:
         _release(text)
 
@@ -117,7 +114,7 @@ def _parquet_rows(name: str, stream: io.BufferedReader) -> Iterator[tuple[Place,
 
 
 def _release(text: io.TextIOWrapper) -> None:
-    """The stream belongs to the archive."""
+    """Detach from the stream without closing it: it belongs to the archive."""
     if not text.closed:
         text.detach()
 
@@ -126,7 +123,7 @@ def _release(text: io.TextIOWrapper) -> None:
 
 
 def mapped(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The record under our names. `names`: our name → the record's, for those that differ."""
+    """The record under our field names. `names`: our name → the record's, for those that differ."""
     if not names:
         return record
     taken = set(names.values())
@@ -135,7 +132,7 @@ def mapped(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def text_in(place: Place, field: str, value: Any) -> str:
-    """A value that should be text; nothing (null, or NaN as tables write it) is empty text. Raises `DataError`."""
+    """A value that should be text. Null, or NaN as tables write it, becomes empty text. Raises `DataError`."""
     if isinstance(value, str):
         return value
     if is_nothing(value):
@@ -153,10 +150,10 @@ _short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, whatever it is."""
+    """Any value, shortened for a message."""
     return printable(_short.repr(value))[:100]
 
 
 def printable(text: str) -> str:
-    """Text for a message of one line: what cannot be shown (line ends, halves of characters) is escaped."""
+    """Text for a one-line message. Escapes what cannot be printed, such as line ends and unpaired surrogates."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

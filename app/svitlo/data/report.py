@@ -1,4 +1,4 @@
-"""What people see of a preparation: a bar or lines while it runs, a table at the end, logs/data-prep.json."""
+"""What people see of a preparation: a bar or lines while it runs, a table at the end, and logs/data-prep.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAR_EVERY_SECONDS = 0.2
 
 
 class Reporter:
-    """Prints to `output` and keeps the status file up to date; problems with either never stop the work."""
+    """Prints to `output` and keeps the status file up to date. Problems with either never stop the work."""
 
     def __init__(
         self, status_path: Path, output: TextIO | None = None, clock: Callable[[], float] = time.monotonic
@@ -42,14 +42,14 @@ class Reporter:
         self._next_line = self._next_status = self._next_bar = 0.0
 
     def say(self, message: str) -> None:
-        """One line."""
+        """Print one line."""
         if self._bar is not None:
             self._bar.console.print(message, markup=False, highlight=False)
         else:
             print(message, file=self._output, flush=True)
 
     def begin(self, phase: Phase, documents: int, tokens: int, fraction: float = 0.0) -> None:
-        """A phase begins, or goes on at so many documents and tokens."""
+        """A phase begins, or goes on after this many documents and tokens."""
         now = self._clock()
         self._phase, self._documents, self._tokens = phase, documents, tokens
         self._tokens_at_start, self._fraction_at_start, self._fraction = tokens, fraction, fraction
@@ -60,7 +60,7 @@ class Reporter:
         self.status("preparing", f"{phase}: reading and tokenising")
 
     def advance(self, documents: int, tokens: int, fraction: float) -> None:
-        """So far: documents and tokens kept, and the share (0 to 1) of the sources that was read."""
+        """Progress so far: documents and tokens kept, and the share (0 to 1) of the sources that was read."""
         self._documents, self._tokens, self._fraction = documents, tokens, min(fraction, 1.0)
         now = self._clock()
         if now >= self._next_status:
@@ -75,12 +75,12 @@ class Reporter:
             self.say(self._line())
 
     def count(self, documents: int, tokens: int) -> None:
-        """A phase is complete with so many documents and tokens; the status says how many there are in all phases."""
+        """A phase is complete with this many documents and tokens. The status shows the sum over all phases."""
         self._documents_complete += documents
         self._tokens_complete += tokens
 
     def end(self) -> None:
-        """The phase's bar goes away."""
+        """Remove the bar of the phase."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -116,7 +116,7 @@ class Reporter:
         return ", ".join(parts)
 
     def _seconds_left(self) -> float | None:
-        """At the rate so far; None where it is too early to tell."""
+        """At the rate so far. None if it is too early to tell."""
         seconds = self._clock() - self._started
         done = self._fraction - self._fraction_at_start
         return seconds * (1 - self._fraction) / done if done > 0.01 and seconds > 1 else None
@@ -137,7 +137,7 @@ class Reporter:
     # --- the result ---
 
     def summary(self, manifest: Manifest) -> None:
-        """Documents, words, tokens and everything dropped, by reason, for each source and split."""
+        """Print documents, words, tokens and everything dropped, by reason, for each source and split."""
         if self._is_terminal:
             self._table(manifest)
         else:

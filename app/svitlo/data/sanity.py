@@ -1,4 +1,4 @@
-"""Does this look like what it should be? Checks that stop early, name the file and show what was seen."""
+"""Does this look like what it should be? Checks that stop early, name the file and show what was found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from svitlo.data.head import Head, head_of
 from svitlo.errors import DataError
 
 SAMPLE_CHARACTERS = 20_000
-"""The language is judged by so much text at the beginning of each file."""
+"""The language is judged by this much text at the beginning of each file."""
 FEWEST_WORDS = 200
-"""Fewer words than this cannot be judged, and a phase with fewer in all is no corpus."""
+"""Fewer words than this cannot be judged. A phase with fewer words in total is not a corpus."""
 FEWEST_ENGLISH = 0.08
-"""Of English text, a third of the words and more are among the common ones; of lists of names, a tenth."""
+"""In English text, a third of the words or more are among the common ones. In lists of names, a tenth."""
 
 _COMMON_WORDS = frozenset(
     """
@@ -39,14 +39,14 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def check_head(name: str, source: Source, content: bytes) -> None:
-    """Look at the first bytes of a stream. Raises `DataError` for what is no text, or plainly of another format."""
+    """Check the first bytes of a stream. Raises `DataError` if it is not text, or clearly of another format."""
     head = head_of(name, content)
     if head.kind == "parquet":
         return
     for magic, kind in _MAGIC.items():
         if content.startswith(magic):
             raise DataError(
-                f"{name}: is {kind} (it begins with {content[:16]!r}) and not text. Convert it, or name others"
+                f"{name}: is {kind}, not text (it begins with {content[:16]!r}). Convert it, or name other files"
             )
     if content.startswith(_UTF16):
         raise DataError(f"{name}: is UTF-16 ({content[:16]!r}). Convert it to UTF-8: `iconv -f UTF-16 -t UTF-8`")
@@ -67,7 +67,7 @@ def check_head(name: str, source: Source, content: bytes) -> None:
 
 
 def _check_format(head: Head, source: Source) -> None:
-    """The format that the user said counts, unless the file is plainly of another one and has not what it needs."""
+    """The user's choice of format counts, unless the file is clearly of another one and lacks the required fields."""
     formats = all_formats()
     chosen = formats[source.format]
     likely = [found for found in formats.values() if found.looks_like(head)]
@@ -101,7 +101,7 @@ class LanguageCheck:
         self._is_done = False
 
     def see(self, raw: Raw) -> None:
-        """Take a document into the sample. Raises `DataError` once the sample is large enough and looks wrong."""
+        """Add a document to the sample. Raises `DataError` once the sample is large enough and looks wrong."""
         if not self._is_done:
             text = text_of(raw)[:SAMPLE_CHARACTERS]
             self._sample.append(text)
@@ -110,7 +110,7 @@ class LanguageCheck:
                 self.finish()
 
     def finish(self) -> None:
-        """Judge what there is. Raises `DataError`."""
+        """Judge the sample collected so far. Raises `DataError`."""
         if self._is_done:
             return
         self._is_done = True

@@ -1,4 +1,4 @@
-"""Shards on disk, and their readers: what the trainer knows about data.
+"""Shards on disk and their readers: all that the trainer knows about data.
 
     data/phase1/train-00000.npy ...       uint16 tokens, one stream over all shards; <|endoftext|> ends each document
     data/phase2/train-00000.tokens.npy    uint16 tokens of whole conversations, one after the other
@@ -7,7 +7,7 @@
 
 `validation-*` files are the same; `manifest.json` names them all.
 
-numpy is imported when arrays are opened, not before: a trainer that waits for data stays small.
+numpy is imported only when arrays are opened: a trainer that waits for data stays small.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class TokenStream:
-    """Plain text: one split's tokens as one long sequence, whatever shards it lies in.
+    """Plain text: the tokens of one split as one long sequence across its shards.
 
-    `verify_shards` first: only shapes and types are checked here. Raises `DataError` where they do not fit.
+    Call `verify_shards` first: only shapes and types are checked here. Raises `DataError` if they do not fit.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
@@ -70,9 +70,9 @@ class TokenStream:
 
 
 class ConversationSet:
-    """Conversations: one split's conversations by number, with the mask that says which tokens carry loss.
+    """Conversations of one split by number, with the mask that says which tokens carry loss.
 
-    `verify_shards` first: only shapes and types are checked here. Raises `DataError` where they do not fit.
+    Call `verify_shards` first: only shapes and types are checked here. Raises `DataError` if they do not fit.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
@@ -141,4 +141,4 @@ def _open(path: Path, kind: str, length: int) -> Any:
 def _require_kind(folder: Path, manifest: Manifest, *, is_chat: bool) -> None:
     if manifest.phase.is_chat != is_chat:
         wanted = "conversations" if is_chat else "text"
-        raise DataError(f"{folder / MANIFEST}: is of {manifest.phase}, which has no {wanted}")
+        raise DataError(f"{folder / MANIFEST}: belongs to {manifest.phase}, which has no {wanted}")

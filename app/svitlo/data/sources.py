@@ -1,7 +1,7 @@
 """Where documents come from: files below `volumes/raw/`, or data sets on the hub.
 
-Both give their documents in an order that depends on nothing but the configuration and the data, each with its
-position (unit, number): the unit is a file or a member of an archive. Reading can begin at any position.
+Both give their documents in an order that depends only on the configuration and the data. Each document has a position
+(unit, number). The unit is a file or a member of an archive. Reading can begin at any position.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from svitlo.storage.files import sha256_of
 
 Announce = Callable[[str], None]
 
-_DEAD_LINK = " (a link to a folder, or to nothing that can be seen here: put the files themselves there)"
+_DEAD_LINK = " (a link to a folder, or to something that is not visible here: put the files themselves there)"
 
 
 class Positioned(NamedTuple):
@@ -45,12 +45,12 @@ class Documents(Protocol):
 
     @property
     def fraction_read(self) -> float:
-        """0 to 1: for the time that is left."""
+        """0 to 1. Used to estimate the time left."""
         ...
 
 
 class HubUnreachable(SvitloError):  # noqa: N818
-    """The hub did not answer: trying again later may help."""
+    """The hub did not answer. Trying again later may help."""
 
     exit_code = 1
     is_permanent = False
@@ -60,7 +60,7 @@ class HubUnreachable(SvitloError):  # noqa: N818
 
 
 def find_files(source: Source, raw_folder: Path, announce: Announce) -> list[PackedFile]:
-    """The files of a source, sorted by name for each pattern. Raises `DataError` where none fits."""
+    """The files of a source, sorted by name for each pattern. Raises `DataError` if none matches."""
     found: dict[str, PackedFile] = {}
     unused = []
     for pattern in source.files or []:
@@ -93,7 +93,7 @@ def find_files(source: Source, raw_folder: Path, announce: Announce) -> list[Pac
 
 
 class KnownDigests:
-    """SHA-256 of files, remembered with their size and time, so that gigabytes are not read again at each start."""
+    """Cached SHA-256 of files, by size and time, so that a start does not read gigabytes again."""
 
     def __init__(self, known: dict[str, list[Any]]) -> None:
         self.known = known
@@ -166,12 +166,12 @@ class FileDocuments:
 class HubDocuments:
     """The rows of a data set on the hub, or of a folder laid out like one.
 
-    Loaded by the `datasets` library, imported only here, from data files only: code in a repository is never run. The
-    files stay in `volumes/cache/`, so a start after a power cut needs no network.
+    The `datasets` library, imported only here, loads data files only: code in a repository is never run. The files stay
+    in `volumes/cache/`, so a start after a power cut needs no network.
     """
 
     def __init__(self, source: Source, cache: Path, announce: Announce, commit: str | None = None) -> None:
-        """`commit`: what an unpinned revision was found to be when this preparation began."""
+        """`commit`: the commit of an unpinned revision, found when this preparation began."""
         assert source.hub is not None
         self._source = source
         self._repository = source.hub
@@ -222,8 +222,8 @@ class HubDocuments:
                 except Exception as error:
                     raise self._explained(error) from error
             self._announce(
-                f"warning: source {self._source.name}: `revision: {UNPINNED}`, so another day may give other data; "
-                f"today it is {self._repository} at {self._commit}"
+                f"warning: source {self._source.name}: `revision: {UNPINNED}`, so the data may differ on another day. "
+                f"Today it is {self._repository} at {self._commit}"
             )
         return self._commit
 
@@ -270,7 +270,7 @@ class HubDocuments:
         return self._rows
 
     def _explained(self, error: Exception) -> SvitloError:
-        """The library's error as one that says what to do."""
+        """The library's error, turned into one that says what to do."""
         name = f"hub data set {self._repository} (source {self._source.name})"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         kind = type(error).__name__
@@ -302,7 +302,7 @@ def _python_rows(rows: Any, start: int) -> Iterator[dict[str, Any]]:
 
 
 def _is_damaged_cache(error: Exception) -> bool:
-    """A power cut can leave a downloaded file empty: the library does not make its files durable."""
+    """Whether the cache is damaged. The library does not sync its files, so a power cut can leave one empty."""
     names = set()
     chain: BaseException | None = error
     while chain is not None:
@@ -314,7 +314,7 @@ def _is_damaged_cache(error: Exception) -> bool:
 def documents_of(
     source: Source, raw_folder: Path, cache: Path, digests: KnownDigests, announce: Announce, commit: str | None = None
 ) -> Documents:
-    """The documents of a source. Raises `DataError` where its files are missing."""
+    """The documents of a source. Raises `DataError` if its files are missing."""
     if source.hub is not None:
         with contextlib.suppress(OSError):
             cache.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What becomes of one raw document: cleaned, tokenised, or dropped with a reason. Runs in the worker processes."""
+"""What one raw document becomes: cleaned and tokenised, or dropped with a reason. Runs in the worker processes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _HAS_LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """How raw documents of one phase are worked on."""
+    """How the raw documents of one phase are processed."""
 
     validation_fraction: float
     only_split: str | None = None
-    """Tokenise only documents of this split, where that saves work: the others are on disk already."""
+    """Tokenise only the documents of this split, if the others are already on disk."""
 
     @abstractmethod
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
-        """What becomes of a raw document."""
+        """What a raw document becomes."""
 
     def split_of(self, outcome: Outcome) -> str:
-        """`train` or `validation`: decided by the document's hash alone."""
+        """`train` or `validation`, decided by the document's hash alone."""
         return "validation" if outcome.split_digest < int(self.validation_fraction * 2**64) else "train"
 
 
@@ -66,6 +66,6 @@ class ConversationTask(Task):
 
 
 def clean_document(raw: Text) -> str:
-    """A document of plain text: its title as first line, then its text; empty where there is no text."""
+    """A document of plain text: its title as first line, then its text. Empty if there is no text."""
     title, body = clean_text(raw.title), clean_text(raw.body)
     return f"{title}\n{body}" if title and body else body

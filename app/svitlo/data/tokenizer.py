@@ -1,7 +1,7 @@
 """The GPT-2 tokenizer: byte-level BPE with 50257 tokens, from the file that the image (or `.venv`) was built with.
 
-The file is the one that the exported model carries, for Hugging Face's library; text is encoded here by tiktoken, which
-gives the same tokens several times as fast and is imported in a fraction of the time.
+The exported model carries the same file, for Hugging Face's library. Here tiktoken encodes the text: it gives the same
+tokens several times as fast, and imports in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ END_OF_TEXT_TOKEN = VOCAB_SIZE - 1
 """Ends each document of plain text and each reply of a conversation."""
 
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-"""How GPT-2 splits text before merging; possessive, so that nothing is tried twice."""
+"""How GPT-2 splits text before merging. Possessive, to avoid backtracking."""
 
 
 class TokenizerMissing(SvitloError):  # noqa: N818
-    """The installation lacks its tokenizer file, or the file is another one."""
+    """The tokenizer file of the installation is missing, or it is not GPT-2's."""
 
 
 def tokenizer_path() -> Path:
-    """Where the tokenizer of this installation lies."""
+    """Where the tokenizer of this installation is."""
     return Path(sys.prefix) / "share" / "svitlo" / "tokenizer.json"
 
 
 def tokenizer_sha256(path: Path | None = None) -> str:
-    """The SHA-256 of the tokenizer's file, without loading it. Raises `TokenizerMissing`."""
+    """The SHA-256 of the tokenizer file, without loading the tokenizer. Raises `TokenizerMissing`."""
     return hashlib.sha256(_read(path or tokenizer_path())).hexdigest()
 
 
@@ -67,17 +67,17 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _byte_of_each_character() -> dict[str, int]:
-    """GPT-2's files write each byte as a character that can be seen: itself, or a letter from 256 on."""
+    """GPT-2's files write each byte as a visible character: itself, or a letter from 256 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
 
 
 class Tokenizer:
-    """Text to tokens and back. Text never becomes a special token: `<|endoftext|>` in it is spelled out."""
+    """Text to tokens and back. Text never becomes a special token: `<|endoftext|>` in a text is spelled out."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Raises `TokenizerMissing` where the file is missing or not GPT-2's."""
+        """Raises `TokenizerMissing` if the file is missing or not GPT-2's."""
         import tiktoken
 
         self._bpe = tiktoken.Encoding(
@@ -92,7 +92,7 @@ class Tokenizer:
         return self._bpe.encode_ordinary(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special ones spelled out; bytes that are not UTF-8 become U+FFFD."""
+        """The text of `tokens`, with special ones spelled out. Bytes that are not UTF-8 become U+FFFD."""
         return self._bpe.decode(tokens)
 
     def pack(self, text: str) -> bytes:

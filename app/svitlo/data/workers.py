@@ -1,7 +1,7 @@
-"""Cleaning and tokenising on all cores, with outcomes in the order of the documents.
+"""Cleaning and tokenising on several cores, with outcomes in the order of the documents.
 
-The first few megabytes are worked on in the calling process, because starting others takes longer than a small corpus.
-Nothing here depends on the number of processes.
+The calling process handles the first few megabytes itself, because starting others takes longer than a small corpus.
+The result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_CHARACTERS = 500_000
 BATCH_DOCUMENTS = 1_000
 CHARACTERS_BEFORE_WORKERS = 3_000_000
 MOST_WORKERS = 4
-"""More would wait for the one process that reads, and each holds about 150 MB."""
+"""More would only wait for the one process that reads, and each takes about 150 MB."""
 
 _cgroup_limit = Path("/sys/fs/cgroup/cpu.max")
 
@@ -36,18 +36,18 @@ Tagged = TypeVar("Tagged")
 
 
 class WorkerDied(SvitloError):  # noqa: N818
-    """A worker process was killed: most likely the machine or the container had no memory left."""
+    """A worker process was killed, most likely because the machine or the container ran out of memory."""
 
     is_permanent = False
 
 
 def process(task: Task, batch: list[Raw], tokenizer: Tokenizer) -> list[Outcome]:
-    """What becomes of each raw document."""
+    """What each raw document becomes."""
     return [task.outcome(raw, tokenizer) for raw in batch]
 
 
 class Workers:
-    """A tokenizer here, and after the first few megabytes more of them in processes of their own."""
+    """A tokenizer in this process and, after the first few megabytes, more of them in worker processes."""
 
     def __init__(self, num_workers: int | None = None, characters_before: int = CHARACTERS_BEFORE_WORKERS) -> None:
         self._num_workers = num_workers or min(MOST_WORKERS, num_cores())
@@ -73,8 +73,8 @@ class Workers:
                 yield from _finished(*waiting.popleft())
         except BrokenProcessPool:
             raise WorkerDied(
-                "a worker process was killed, most likely because memory ran out. What is prepared so far stays; run "
-                "`svitlo prepare` again, with more memory for the container if it happens again"
+                "a worker process was killed, most likely because memory ran out. What is prepared so far stays. Run "
+                "`svitlo prepare` again. If it happens again, give the container more memory"
             ) from None
         finally:
             for _, future in waiting:
@@ -83,13 +83,13 @@ class Workers:
     def _submit(self, task: Task, batch: list[Raw]) -> Future[list[Outcome]]:
         if self._pool is None:
             self._tokenizer = None
-            # Not fork: threads of the libraries may hold locks.
+            # Not fork: library threads may hold locks.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._num_workers, mp_context=context, initializer=_start_worker)
         return self._pool.submit(_work, task, batch)
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the worker processes."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -134,7 +134,7 @@ _worker_tokenizer: Tokenizer | None = None
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes already use the cores
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -143,7 +143,7 @@ def _start_worker() -> None:
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    """A killed parent leaves no orphans behind that wait for work for ever."""
+    """If the parent is killed, exit, too, instead of waiting for work forever."""
     parent.join()
     os._exit(1)
 

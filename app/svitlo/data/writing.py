@@ -1,4 +1,4 @@
-"""Shards to disk, durably and one at a time."""
+"""Writes shards to disk, durably and one at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from svitlo.storage.files import sha256_of, write_durably
 
 
 def write_array(path: Path, array: Any) -> ShardFile:
-    """Write a NumPy array as `.npy`: the same bytes for the same array. Read back and compared before it counts."""
+    """Durably write a NumPy array as `.npy`. The same array gives the same bytes. Verified by reading it back."""
     import numpy as np
 
     content = io.BytesIO()
@@ -23,7 +23,7 @@ def write_array(path: Path, array: Any) -> ShardFile:
 
 
 def write_bytes(path: Path, content: bytes) -> ShardFile:
-    """Write a file durably; it is read back and compared before it takes its name."""
+    """Write a file durably. It is read back and compared before it gets its name."""
     expected = hashlib.sha256(content).hexdigest()
 
     def verify(temporary: Path) -> None:
@@ -49,15 +49,15 @@ class Pending:
 
 
 Begin = dict[str, int]
-"""Where a shard begins: `source`, `unit`, `number` of a document, the count `kept` of documents kept before it, and the
+"""Where a shard begins: `source`, `unit` and `number` of a document, how many documents were `kept` before it, and the
 `offset` in tokens within it."""
 
 
 class SplitWriter(ABC):
-    """Collects one split's tokens and writes a shard whenever one is full."""
+    """Collects the tokens of one split and writes a shard whenever one is full."""
 
     size_key: ClassVar[str]
-    """The key of a shard's entry in the manifest that tells its size."""
+    """The key in the manifest's entry for a shard that holds its size."""
 
     def __init__(
         self,
@@ -68,35 +68,35 @@ class SplitWriter(ABC):
         pending: Pending | None = None,
         begin: Begin | None = None,
     ) -> None:
-        """`shard_size`: what fills a shard. `shards`: entries of those on disk, added to."""
+        """`shard_size`: what fills a shard. `shards`: the entries of those on disk. New ones are appended."""
         self._folder = folder
         self._split = split
         self._shard_size = shard_size
         self.shards = shards
         self.pending = pending or Pending()
         self.begin = begin
-        """Where the shard that is being collected begins; None where nothing is collected."""
+        """Where the shard being collected begins. None if nothing is collected yet."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens on disk and collected."""
+        """Tokens on disk and collected so far."""
         return sum(int(shard["tokens"]) for shard in self.shards) + self.pending.num_tokens
 
     @abstractmethod
     def add(self, tokens: bytes, mask: bytes, begin: Begin) -> bool:
-        """Take a document or conversation whose place is `begin`. Returns whether a shard was written."""
+        """Add a document or conversation whose place is `begin`. Returns whether a shard was written."""
 
     @abstractmethod
     def _arrays(self, num_tokens: int) -> dict[str, Any]:
-        """The arrays of the next shard by the endings of their files."""
+        """The arrays of the next shard, by file name ending."""
 
     def finish(self) -> None:
-        """Write what is collected as the last, shorter shard."""
+        """Write the remaining tokens as the last, shorter shard."""
         if self.pending.num_tokens:
             self._write(self.pending.num_tokens)
 
     def _write(self, num_tokens: int) -> None:
-        """Write the first `num_tokens` that are collected as the next shard."""
+        """Write the first `num_tokens` of the collected tokens as the next shard."""
         assert self.begin is not None
         name = f"{self._split}-{len(self.shards):05d}"
         files = [
@@ -114,13 +114,13 @@ class SplitWriter(ABC):
         self.begin = None
 
     def _forget(self, num_tokens: int) -> dict[str, Any]:
-        """Drop what was written. Returns what else the shard's entry says."""
+        """Drop what was written. Returns additional keys for the shard's entry."""
         del self.pending.tokens[: 2 * num_tokens]
         return {}
 
 
 class TextWriter(SplitWriter):
-    """Plain text: shards of a fixed number of tokens, cut anywhere, also within a document."""
+    """Plain text: shards of a fixed number of tokens. A cut may fall within a document."""
 
     size_key = "tokens"
 
@@ -142,7 +142,7 @@ class TextWriter(SplitWriter):
 
 
 class ConversationWriter(SplitWriter):
-    """Conversations: shards of a fixed number of whole ones, with their masks and offsets."""
+    """Conversations: shards of a fixed number of whole conversations, with their masks and offsets."""
 
     size_key = "sequences"
 

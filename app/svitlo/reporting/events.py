@@ -2,7 +2,7 @@
 
     {"time": "2026-03-01T18:02:11+00:00", "event": "resumed", "message": "resumed at step 12,300 ...", "step": 12300}
 
-Reporting must never stop training: where the disk is full, an event is printed but not kept.
+Reporting must never stop training: if the disk is full, an event is printed but not kept.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ def now_as_text() -> str:
 
 
 def print_line(message: str) -> None:
-    """Print one line at once: a pipe to a log must not hold it back."""
+    """Print one line and flush it: a pipe to a log must not hold it back."""
     print(message, flush=True)
 
 
 class EventLog:
-    """Appends events to one file and says them to people."""
+    """Appends events to one file and shows their messages to people."""
 
     def __init__(self, path: Path, say: Callable[[str], object] = print_line) -> None:
         self.path = path
         self._say = say
 
     def record(self, kind: str, message: str, **fields: Any) -> None:
-        """Append an event of this kind, durable on return, and say its message. Never raises `OSError`."""
+        """Durably append an event of this kind and show its message. Never raises `OSError`."""
         event = {"time": now_as_text(), "event": kind, "message": message, **fields}
         try:
             append_line(self.path, json.dumps(event, ensure_ascii=False, default=str))
         except OSError as error:
             with contextlib.suppress(OSError, ValueError):
                 print(f"{self.path}: this event could not be kept ({error.strerror})", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError, ValueError):  # nobody reads standard output any more
+        with contextlib.suppress(OSError, ValueError):  # standard output may be closed
             self._say(message)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events, oldest first. Lines torn by a power cut are skipped; a missing file holds none."""
+    """All events, oldest first. Skips lines torn by a power cut. Empty if the file is missing."""
     return [event for event in read_json_lines(path) if "event" in event]

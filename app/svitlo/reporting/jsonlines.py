@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, in order. Torn lines are skipped; a missing or unreadable file holds none."""
+    """The JSON objects of a file, in order. Skips torn lines. Empty if the file is missing or unreadable."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -18,7 +18,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_json_line(line: bytes) -> dict[str, Any] | None:
-    """One line as an object, or None where it is torn: cut short, or zeros where its block was never written."""
+    """One line as an object, or None if it is torn: cut short, or zeros because its block was never written."""
     try:
         value = json.loads(line)
     except ValueError:  # also UnicodeDecodeError

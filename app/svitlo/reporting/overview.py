@@ -1,7 +1,7 @@
-"""All that a screen or a page shows of a run, as plain data. `svitlo status --json` prints exactly this.
+"""Everything that a screen or a page shows of a run, as plain data. `svitlo status --json` prints exactly this.
 
-Only reads files, and imports nothing heavy: it answers in a blink while training has every core. The classes below are
-the schema, docs/status.md explains it to people. Whoever renames or removes a key raises `SCHEMA`.
+It only reads files and imports nothing heavy, so it answers at once even while training uses every core. The classes
+below are the schema, and docs/status.md explains it to people. Increase `SCHEMA` when you rename or remove a key.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class ServiceOverview(TypedDict):
     """What a service last said about itself."""
 
     status: dict[str, Any]
-    """The fields of `Status`; null where the service does not know one or it is not its business."""
+    """The fields of `Status`. Null if the service does not know a field, or the field does not concern it."""
     is_running: bool
-    """Whether it said so recently enough to be still there."""
+    """Whether it has reported recently enough to count as running."""
     age_seconds: float | None
-    """Since it last said anything; null where the machine was started anew since."""
+    """Since its last report. Null if the machine has restarted since."""
 
 
 class DataOverview(TypedDict):
     """One phase's prepared data."""
 
     problem: str | None
-    """Why it cannot be used; everything else is null then."""
+    """Why it cannot be used. Everything else is then null."""
     digest: str | None
     tokens: int | None
     documents: int | None
@@ -72,23 +72,23 @@ class PhaseOverview(TypedDict):
     state: str
     """`not started`, `begun` or `done`."""
     step: int | None
-    """Optimizer steps done; null where that is not known."""
+    """Optimizer steps done. Null if that is unknown."""
     num_steps: int | None
     epoch: int | None
     max_epochs: int | None
     data: DataOverview | None
-    """Null where it is not prepared."""
+    """Null if it is not prepared."""
     validation: ValidationOverview | None
-    """Null where nothing was measured yet."""
+    """Null if nothing was measured yet."""
 
 
 class CheckpointOverview(TypedDict):
-    """The newest checkpoint of the phase at work."""
+    """The newest checkpoint of the current phase."""
 
     step: int | None
     age_seconds: float | None
     problem: str
-    """Why the last attempt to save failed; empty where it succeeded."""
+    """Why the last attempt to save failed. Empty if it succeeded."""
 
 
 class Overview(TypedDict):
@@ -96,9 +96,9 @@ class Overview(TypedDict):
 
     schema: int
     state: str
-    """What holds now, whatever an old status file says."""
+    """The true state now, even if an old status file says something else."""
     message: str
-    """One sentence for people; empty where the state says it all."""
+    """One sentence for people. Empty if the state says it all."""
     is_running: bool
     """Whether the trainer is at work."""
     run_id: str | None
@@ -107,9 +107,9 @@ class Overview(TypedDict):
     phases: list[PhaseOverview]
     checkpoint: CheckpointOverview | None
     model: str | None
-    """Folder of the exported model; null where there is none."""
+    """Folder of the exported model. Null if there is none."""
     events: list[dict[str, Any]]
-    """The last ones, oldest first."""
+    """The latest events, oldest first."""
     free_bytes: int | None
     volumes: str
 
@@ -120,7 +120,8 @@ def overview(volumes: Volumes) -> Overview:
     is_complete = volumes.completion.is_file()
     losses = _validation_losses(volumes.metrics)
     phases = [_phase(volumes, phase, trainer, losses, is_complete=is_complete) for phase in PHASES]
-    events = read_events(volumes.events)[-NUM_EVENTS:]
+    # A save a minute would push everything else off the screen.
+    events = [event for event in read_events(volumes.events) if event["event"] != "saved"][-NUM_EVENTS:]
     state, message = _state(volumes, trainer, preparation, phases, events, is_complete=is_complete)
     known: Overview = {
         "schema": SCHEMA,
@@ -141,7 +142,7 @@ def overview(volumes: Volumes) -> Overview:
     return finite
 
 
-# --- what holds now --------------------------------------------------------------------------------------------------
+# --- the state now ---------------------------------------------------------------------------------------------------
 
 
 def _state(
@@ -153,7 +154,7 @@ def _state(
     *,
     is_complete: bool,
 ) -> tuple[str, str]:
-    """What holds now, and a sentence about it."""
+    """The state now, and a sentence about it."""
     if volumes.restore_journal.exists():
         return "error", "a restore was interrupted: run the same `make restore FROM=...` again"
     if trainer is not None:
@@ -184,7 +185,7 @@ def _state_of_trainer(trainer: Status, *, is_complete: bool) -> tuple[str, str]:
         return trainer.state, trainer.message
     age = trainer.age_seconds
     at = f" at step {trainer.step:,} of phase {trainer.phase}" if trainer.step is not None and trainer.phase else ""
-    how = "the machine has been started anew since" if age is None else f"no sign of life for {duration(age)}"
+    how = "the machine has restarted since" if age is None else f"no sign of life for {duration(age)}"
     return "not running", (
         f"not running since {full_time(trainer)}, when it was {trainer.state}{at}: {how}. When started, it goes on "
         f"from the last checkpoint"
@@ -199,7 +200,7 @@ def _last_known(events: list[dict[str, Any]]) -> str:
 
 
 def readable_time(value: Any) -> str:
-    """ISO 8601 without what everybody knows: "2026-03-01 18:02:11"."""
+    """ISO 8601 without the "T" and the time zone: "2026-03-01 18:02:11"."""
     return str(value or "")[:19].replace("T", " ")
 
 
@@ -222,7 +223,7 @@ def _service(status: Status | None) -> ServiceOverview | None:
 
 
 def _checkpoint(trainer: Status | None) -> CheckpointOverview | None:
-    """Its age goes on growing after the status was written; it is not known where the machine was started anew."""
+    """Its age keeps growing after the status was written. It is unknown if the machine has restarted since."""
     if trainer is None or (trainer.checkpoint_step is None and not trainer.checkpoint_problem):
         return None
     age, when_written = trainer.age_seconds, trainer.checkpoint_age_seconds
@@ -291,7 +292,7 @@ def _data(volumes: Volumes, phase: Phase) -> DataOverview | None:
 
 
 def _validation_losses(path: Path) -> dict[int, ValidationOverview]:
-    """By phase. Skips the many step lines unparsed."""
+    """By phase. Skips the many step lines without parsing them."""
     points: dict[int, list[tuple[int, float]]] = {}
     try:
         with open(path, "rb") as file:
@@ -321,7 +322,7 @@ def _curve(points: list[tuple[int, float]]) -> ValidationOverview:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
+    """The value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

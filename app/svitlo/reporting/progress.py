@@ -1,4 +1,4 @@
-"""What the trainer tells people while it works: one object that turns what happens into lines, files and events."""
+"""What the trainer tells people while it works: one object turns what happens into lines, files and events."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from svitlo.units import duration
 from svitlo.volumes import Volumes
 
 _RECENT_STEPS = 50
-"""Speed and time left are averages over so many steps."""
+"""Speed and time left are averages over this many steps."""
 _STATUS_EVERY_SECONDS = 20.0
-"""The status is written at least so often, or it would be taken for that of a dead process."""
+"""The status is written at least this often. Otherwise the process would be taken for dead."""
 
 
 class Progress(Observer):
@@ -48,7 +48,7 @@ class Progress(Observer):
     # --- the life of the process -------------------------------------------------------------------------------------
 
     def cut_off(self, message: str, deaths: int) -> None:
-        """The last trainer did not end in an orderly way."""
+        """The last trainer did not end cleanly."""
         self._events.record("cut off", message, deaths=deaths)
 
     def started(self) -> None:
@@ -59,10 +59,10 @@ class Progress(Observer):
         self.alive()
 
     def alive(self) -> None:
-        """Called wherever work goes on: a process that stops calling it is ended by the watchdog, to be started again.
+        """Called wherever work makes progress. The watchdog ends a process that stops calling it, so that it restarts.
 
-        The stacks of all threads are in the log then. faulthandler's own thread does it, so that it works in a
-        deadlock too.
+        The log then has the stacks of all threads. This runs in faulthandler's own thread, so it works even in a
+        deadlock.
         """
         faulthandler.dump_traceback_later(self._config.stop_after_seconds_without_progress, exit=True)
         if time.monotonic() - self._written_at > _STATUS_EVERY_SECONDS:
@@ -79,9 +79,9 @@ class Progress(Observer):
             self._events.record("waiting", message, phase=phase.number)
 
     def data_found(self, phase: Phase) -> None:
-        """The data of a phase is there: whoever dies from here on did not die of waiting."""
+        """The data of a phase is there. A trainer that dies from here on did not die while waiting."""
         self._waiting_for = None
-        self._status = {}  # the step shown so far is that of the phase before
+        self._status = {}  # the step shown so far belongs to the phase before
         self._write(state="starting", phase=phase.number)
         set_health(True, "starting")
 
@@ -91,11 +91,11 @@ class Progress(Observer):
         self._events.record("stopped", reason)
 
     def gave_up(self, reason: str) -> None:
-        """It has died so often that it does not try again by itself."""
+        """The trainer has died so often that it does not try again by itself."""
         self._quiet_events.record("gave up", reason)  # the command line says it
 
     def exporting(self) -> None:
-        """The model is about to be written in the field's formats."""
+        """The model is about to be exported in the usual formats."""
         self.alive()
         print_line("exporting the model")
         self._write(state="exporting")
@@ -107,7 +107,7 @@ class Progress(Observer):
         self._write(state="complete", message=message)
 
     def close(self) -> None:
-        """The process is about to end or to hold still."""
+        """The process is about to end, or to wait."""
         faulthandler.cancel_dump_traceback_later()
         self._metrics.close()
 
@@ -128,7 +128,7 @@ class Progress(Observer):
         )
 
     def resumed(self, state: RunState, num_steps: int, steps_per_epoch: int) -> None:
-        """A phase goes on from a checkpoint. What the metrics hold beyond it is work that is done again."""
+        """A phase goes on from a checkpoint. Metrics beyond it are work that must be repeated."""
         repeated = [
             record
             for record in read_metrics(self._volumes.metrics)
@@ -151,7 +151,7 @@ class Progress(Observer):
         )
 
     def numerics_changed(self, changes: str) -> None:
-        """The machine or the image computes with other bits than the run began with."""
+        """This machine or image gives other bits than the one that the run began on."""
         self._events.record(
             "numerics changed", f"from here on the bits differ from those of the machine the run began on: {changes}"
         )
@@ -164,7 +164,7 @@ class Progress(Observer):
     def step(
         self, state: RunState, learning_rate: float, gradient_norm: float, num_tokens: int, seconds: float
     ) -> None:
-        """An optimizer step is done; `num_tokens` counts all positions that were computed."""
+        """An optimizer step is done. `num_tokens` counts all positions that were computed."""
         self.alive()
         self._recent.append((num_tokens, seconds))
         self._metrics.append(
@@ -185,9 +185,9 @@ class Progress(Observer):
         self._status.update(loss=state.loss, learning_rate=learning_rate)
 
     def update(self, state: RunState, num_steps: int, max_epochs: int, work_left: Callable[[int], float]) -> None:
-        """Print the progress line and write the status, when it is time to.
+        """Print the progress line and write the status when it is time to.
 
-        `work_left` gives what a step and all after it cost, in any unit: not all steps take equally long.
+        `work_left` gives the cost of a step and all after it, in any unit. Not all steps take equally long.
         """
         now = time.monotonic()
         if now - self._printed_at < self._config.line_every_seconds:
@@ -257,7 +257,7 @@ class Progress(Observer):
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def make_durable(self) -> None:
-        """Bring the metrics to the disk, before the checkpoint that relies on them."""
+        """Sync the metrics to the disk before the checkpoint that relies on them."""
         self._metrics.make_durable()
 
     def saved(self, state: RunState, seconds: float) -> None:
@@ -274,7 +274,7 @@ class Progress(Observer):
         self._status.update(checkpoint_step=state.global_step, checkpoint_time=now_as_text(), checkpoint_problem="")
 
     def save_failed(self, state: RunState, error: BaseException) -> None:
-        """A checkpoint could not be written; the older one is untouched and training goes on."""
+        """A checkpoint could not be written. The older one is untouched and training goes on."""
         reason = reason_of(error)
         remedy = remedy_for(error, self._volumes.root / "checkpoints")
         self._events.record(
@@ -290,7 +290,7 @@ class Progress(Observer):
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _enter(self, state: RunState) -> None:
-        """A phase is at work: what is shown belongs to it."""
+        """A phase is at work: everything shown belongs to it."""
         self._recent.clear()
         self._saved_at = None
         self._status = {"state": "starting", "phase": state.phase, "run_id": state.run_id}

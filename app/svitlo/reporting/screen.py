@@ -175,7 +175,7 @@ def _loss(value: float | None) -> str:
 
 
 def _sparkline(losses: list[float | None], width: int = 24) -> str:
-    """A curve in one line of block characters, at most `width` of them, evenly taken from `losses`."""
+    """A curve in one line of at most `width` block characters, sampled evenly from `losses`."""
     values = [value for value in losses if value is not None and math.isfinite(value)]
     if len(values) < 2:
         return ""

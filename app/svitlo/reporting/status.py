@@ -1,7 +1,7 @@
 """What a service is doing now: `logs/status.json` (the trainer), `logs/data-prep.json`, and the health file for Docker.
 
-Both services write the same fields, every few seconds. A file is replaced atomically but not fsynced: after a power cut
-an old one is as good as none.
+Both services write the same fields every few seconds. The file is replaced atomically but not fsynced: after a power
+cut, an old status is as good as none.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from svitlo.units import duration, file_size
 
 WAITING_FOR_DATA = "waiting for data"
 RUNNING_STATES = (WAITING_FOR_DATA, "starting", "preparing", "training", "evaluating", "exporting")
-"""A service in one of these writes its status at least every `STALE_SECONDS`; otherwise it no longer runs."""
+"""A service in one of these states writes its status at least every `STALE_SECONDS`. If not, it no longer runs."""
 FINAL_STATES = ("complete", "stopped", "error")
 STATES = RUNNING_STATES + FINAL_STATES
 STALE_SECONDS = 120.0
 """Longer than any evaluation step or save, so that a busy trainer is not called dead."""
 HEALTH_FILE = "SVITLO_HEALTH_FILE"
-"""Environment variable: where the health check looks. Unset outside containers."""
+"""Environment variable that names the file of the health check. Unset outside containers."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a service last said about itself. What is not known (yet), or not its business, is None."""
+    """What a service last said about itself. A field is None if it is unknown or does not concern the service."""
 
     state: str
     """One of `STATES`."""
@@ -55,21 +55,21 @@ class Status:
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None
-    """In this phase, at the present speed."""
+    """In this phase, at the current speed."""
     documents: int | None = None
     """Data preparation: documents and conversations that it has kept."""
     tokens: int | None = None
     """Data preparation: tokens in them."""
     checkpoint_age_seconds: float | None = None
-    """When the status was written."""
+    """At the time that the status was written."""
     checkpoint_time: str | None = None
     checkpoint_step: int | None = None
     checkpoint_problem: str = ""
-    """Why the last attempt to save failed; empty when it succeeded."""
+    """Why the last attempt to save failed. Empty if it succeeded."""
     memory_bytes: int | None = None
     """Resident memory of the process."""
     oom_kills: int | None = None
-    """Processes that the kernel has killed for want of memory: if it is more later, that may be how this one ended."""
+    """Processes killed by the kernel because it ran out of memory. If the number grows, this one may be among them."""
     run_id: str | None = None
     pid: int | None = None
     updated: str = ""
@@ -77,18 +77,18 @@ class Status:
     boot_id: str = ""
     """Which boot of the machine wrote this."""
     boot_seconds: float | None = None
-    """The machine's time since boot: the clock that the status's age is measured with, since it never jumps."""
+    """The machine's time since boot. The age of the status is measured with this clock, because it never jumps."""
 
     @property
     def age_seconds(self) -> float | None:
-        """Seconds since this was written; None where the machine has been started anew since, so it is unknown."""
+        """Seconds since this was written. None if unknown, because the machine has restarted since."""
         if self.boot_seconds is None or self.boot_id != boot_id():
             return None
         return max(0.0, boot_seconds() - self.boot_seconds)
 
     @property
     def is_alive(self) -> bool:
-        """Whether a service in a running state wrote this recently enough to be still there."""
+        """Whether a service in a running state wrote this recently enough to count as running."""
         age = self.age_seconds
         return self.state in RUNNING_STATES and age is not None and age <= STALE_SECONDS
 
@@ -97,10 +97,12 @@ FIELDS = {field.name for field in dataclasses.fields(Status)}
 
 
 def write_status(path: Path, **fields: Any) -> None:
-    """Replace the status atomically. `fields` are those of `Status`; `state` is required, the last ones are filled in.
+    """Replace the status atomically.
+
+    `fields` are those of `Status`. `state` is required; `pid`, the times and `oom_kills` are filled in.
 
     Raises `TypeError` for an unknown field and `ValueError` for an unknown state. Never raises `OSError`: on a full
-    disk the old status stays, and its age shows it.
+    disk the old status stays, and its age shows that it is old.
     """
     fields.setdefault("pid", os.getpid())
     fields.update(updated=now_as_text(), boot_id=boot_id(), boot_seconds=boot_seconds(), oom_kills=oom_kills())
@@ -112,7 +114,7 @@ def write_status(path: Path, **fields: Any) -> None:
 
 
 def ensure_complete(path: Path, message: str) -> None:
-    """Say that the run is complete, where the power failed just before that was said."""
+    """Report that the run is complete, in case the power failed just before that was reported."""
     status = read_status(path)
     if status is not None and status.state == "complete":
         return
@@ -121,7 +123,7 @@ def ensure_complete(path: Path, message: str) -> None:
 
 
 def read_status(path: Path) -> Status | None:
-    """The status, or None where there is none or it is torn."""
+    """The status, or None if there is none or it is torn."""
     try:
         values = json.loads(path.read_bytes())
         return Status(**{key: value for key, value in values.items() if key in FIELDS})
@@ -130,7 +132,7 @@ def read_status(path: Path) -> Status | None:
 
 
 def set_health(healthy: bool, reason: str) -> None:
-    """Tell Docker's health check, where `$SVITLO_HEALTH_FILE` names its file. Never raises `OSError`."""
+    """Tell Docker's health check, if `$SVITLO_HEALTH_FILE` names its file. Never raises `OSError`."""
     name = os.environ.get(HEALTH_FILE)
     if not name:
         return
@@ -140,7 +142,7 @@ def set_health(healthy: bool, reason: str) -> None:
 
 
 def progress_line(status: Status) -> str:
-    """The status as one line for a log. What is not known is left out."""
+    """The status as one line for a log, without the fields that are unknown."""
     parts = [] if status.phase is None else [f"phase {status.phase}"]
     if status.step is not None:
         parts.append(f"step {status.step:,}" + (f" of {status.num_steps:,}" if status.num_steps else ""))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[bool]:
-    """Hold an advisory lock for the duration. Yields False where another process has it. Gone with the process."""
+    """Hold an advisory lock. Yields False if another process holds it. The lock ends with the process."""
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,16 +1,17 @@
 """A seal on what `torch.save` writes, so that no bit of the file can change unnoticed.
 
-`torch.load` checks none of the CRCs in its zip file, and those cover the records only: neither the headers nor the
-padding between records. The seal covers every byte. It is the zip file's own comment, so that `torch.load` opens the
-file as any other:
+`torch.load` does not check the CRCs in its zip file. They cover only the records anyway, not the headers or the padding
+between records. The seal covers every byte. It is the comment of the zip file, so `torch.load` opens the file as usual:
 
     <the zip file, its last two bytes saying how long the comment is> svitlo-seal-1 <label> <64 hex digits>
 
-The label says what the file is and is read without opening it (run, phase and step of a checkpoint). The digits are the
-SHA-256 of the label and of the CRC-32s of all 4 MiB blocks of the zip file. A CRC-32 finds any change of up to 32
-neighbouring bits with certainty, and anything else but for one case in four thousand million; blocks are computed by
-several threads, at 1.7 GB/s each, which is eight times what SHA-256 does without help from the CPU. torch's own CRCs,
-computed by one thread, are left out: they took a third of the time of a save (`unzip -t` calls the file damaged, then).
+The label says what the file is: run, phase and step of a checkpoint. It can be read without loading the file. The
+digits are the SHA-256 of the label and of the CRC-32s of all 4 MiB blocks of the zip file.
+
+A CRC-32 is certain to find any change of up to 32 neighbouring bits, and misses one in four thousand million others.
+Several threads compute the blocks at 1.7 GB/s each, eight times the speed of SHA-256 without hardware support. torch's
+own CRCs are left out: its single thread took a third of the time of a save for them. `unzip -t` therefore calls the
+file damaged.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ _THREADS = max(1, min(4, len(os.sched_getaffinity(0))))
 
 
 def save_sealed(value: Any, file: BinaryIO, label: str = "-") -> None:
-    """`torch.save` with a seal; `label` is a few words of ASCII.
+    """`torch.save` with a seal. `label` is a few words of ASCII.
 
-    Raises `OSError` where the file cannot take it, which torch alone hides.
+    Raises `OSError` if the file cannot be written. Plain `torch.save` hides that error.
     """
-    import torch  # whoever only reads a label does without
+    import torch  # not needed to read a label
 
     with ThreadPoolExecutor(_THREADS) as pool:
         writer = _SealingWriter(file, pool, label)
@@ -55,7 +56,7 @@ def save_sealed(value: Any, file: BinaryIO, label: str = "-") -> None:
 
 
 def check_seal(path: Path) -> None:
-    """Read a sealed file as a whole. Raises `ValueError` where any bit is not as it was written, and `OSError`."""
+    """Verify a whole sealed file. Raises `ValueError` if any bit has changed, or `OSError`."""
     with open(path, "rb") as file, ThreadPoolExecutor(_THREADS) as pool:
         num_bytes, seal = _split(file)
         label = seal[len(_MARK) : -_DIGEST_BYTES]
@@ -68,14 +69,14 @@ def check_seal(path: Path) -> None:
 
 
 def label_of(path: Path) -> str:
-    """The label of a sealed file, unverified. Raises `ValueError` where there is no seal, and `OSError`."""
+    """The label of a sealed file, unverified. Raises `ValueError` if there is no seal, or `OSError`."""
     with open(path, "rb") as file:
         _, seal = _split(file)
     return seal[len(_MARK) : -_DIGEST_BYTES].decode("ascii").strip()
 
 
 def _split(file: BinaryIO) -> tuple[int, bytes]:
-    """The number of bytes before the seal, and the seal. Raises `ValueError` where there is none."""
+    """The number of bytes before the seal, and the seal. Raises `ValueError` if there is none."""
     size = os.fstat(file.fileno()).st_size
     if size == 0:
         raise ValueError("empty")
@@ -92,20 +93,20 @@ def _seal_of(label: bytes, sums: Iterable[int]) -> bytes:
 
 
 class _SealingWriter:
-    """What `torch.save` writes to: hands everything on to the file while threads sum it up."""
+    """The file object for `torch.save`: passes everything on to the file while threads compute the checksums."""
 
     def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor, label: str) -> None:
         self.error: OSError | None = None
-        """Why a write failed; torch raises something else in its place."""
+        """Why a write failed. torch raises a different error instead."""
         self._file = file
         self._pool = pool
         self._label = f"{label} ".encode("ascii")
         self._held_back = b""
-        """The last bytes so far: they may be the end record, which `finish` changes."""
+        """The last bytes so far. They may be the end record, which `finish` changes."""
         self._sums: list[int] = []
-        """Of the whole blocks."""
+        """Checksums of the complete blocks."""
         self._sum = self._num_summed = 0
-        """Of the block that is not whole yet, and how many bytes of it there are."""
+        """Checksum of the incomplete block, and how many bytes it has so far."""
 
     def write(self, data: Any) -> int:
         if self.error is not None:  # torch tries to end its file after a failed write
@@ -126,10 +127,10 @@ class _SealingWriter:
         return len(view)
 
     def flush(self) -> None:
-        """Nothing: the caller flushes and syncs the file itself."""
+        """Does nothing: the caller flushes and syncs the file itself."""
 
     def finish(self) -> None:
-        """Note the comment's length in the zip file's end record, and write the comment: the seal."""
+        """Put the length of the comment into the end record of the zip file, then write the comment: the seal."""
         end = self._held_back
         assert end.startswith(_END), "torch.save ends its file with a zip end record"
         assert end.endswith(b"\0\0"), "torch.save leaves no comment"
@@ -139,7 +140,7 @@ class _SealingWriter:
         self._file.write(_seal_of(self._label, [*self._sums, self._sum] if self._num_summed else self._sums))
 
     def _hand_on(self, view: memoryview) -> None:
-        """Write and sum up; whole blocks are summed by other threads meanwhile. Done with `view` on return."""
+        """Write `view` while other threads compute the checksums of its complete blocks. Done with it on return."""
         start = min(len(view), _BLOCK - self._num_summed) if self._num_summed else 0
         self._add(view[:start])
         num_whole = (len(view) - start) // _BLOCK
@@ -155,7 +156,7 @@ class _SealingWriter:
         self._add(view[start + num_whole * _BLOCK :])
 
     def _add(self, view: memoryview) -> None:
-        """Sum up a part of a block."""
+        """Add a part of a block to its checksum."""
         self._sum = zlib.crc32(view, self._sum)
         self._num_summed += len(view)
         if self._num_summed == _BLOCK:

@@ -1,4 +1,4 @@
-"""Free space, and what an error of the file system means to the person who has to act on it."""
+"""Free space, and file system errors explained to the person who has to act on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk, or somebody's share of it, is full."""
+    """Whether the disk or the user's quota is full."""
     return getattr(error, "errno", None) in _FULL
 
 
@@ -26,18 +26,18 @@ def reason_of(error: BaseException) -> str:
 
 
 def remedy_for(error: BaseException, folder: Path) -> str:
-    """What a person can do about it, as a sentence."""
+    """What the user can do about it, as a sentence."""
     if is_full(error):
         return f"Free some space in {folder}, or choose another disk"
     if getattr(error, "errno", None) in _FORBIDDEN:
         return f"Give {folder} to the user and group that run this (PUID and PGID in .env)"
     if getattr(error, "errno", None) == errno.EROFS:
         return f"Mount the disk that holds {folder} so that it can be written"
-    return f"Is the disk in order that holds {folder}?"
+    return f"Check the disk that holds {folder}"
 
 
 def volume_error(error: OSError, folder: Path, note: str = "") -> VolumeError:
-    """The message for a person: the place, the reason, a `note` about what is kept, the remedy."""
+    """The message for the user: the place, the reason, a `note` about what is kept, the remedy."""
     where = Path(error.filename) if isinstance(error.filename, str) else folder
     parts = [f"{where}: {'no space is left on this disk' if is_full(error) else reason_of(error)}", note]
     return VolumeError(". ".join([*filter(None, parts), remedy_for(error, folder)]))
@@ -53,7 +53,7 @@ def explained(folder: Path, note: str = "") -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Bytes free on the disk that holds `folder`; None where that cannot be told."""
+    """Bytes free on the disk that holds `folder`, or None if that is unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

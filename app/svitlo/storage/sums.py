@@ -1,6 +1,6 @@
-"""`SHA256SUMS`: what a folder consists of, in the format of `sha256sum`, so that anybody can check it without Svitlo.
+"""`SHA256SUMS`: the contents of a folder in the format of `sha256sum`. Anyone can check it without Svitlo.
 
-The file is written last: a folder without it is not complete.
+The file is written last: a folder without it is incomplete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def write_sums(folder: Path, sums: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Write `SHA256SUMS` for every file below `folder`, or for `sums` (relative path → SHA-256) where known already."""
+    """Write `SHA256SUMS` for every file below `folder`, or from `sums` (relative path → SHA-256) if already known."""
     if sums is None:
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         sums = {name: sha256_of(folder / name) for name in names if name != SUMS}
@@ -27,7 +27,7 @@ def write_sums(folder: Path, sums: Mapping[str, str] | None = None) -> dict[str,
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The sums by relative path. Raises `DataError` where the file is missing, damaged or names a path outside."""
+    """The sums by relative path. Raises `DataError` if the file is missing, damaged or names a path outside."""
     path = folder / SUMS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -51,7 +51,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def sum_problem(folder: Path, name: str, expected: str) -> str | None:
-    """Why one file is not what `SHA256SUMS` says, or None where it is."""
+    """How one file differs from what `SHA256SUMS` says, or None if it does not."""
     path = folder / name
     try:
         if path.is_symlink() or not path.is_file():

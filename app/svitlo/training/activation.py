@@ -1,4 +1,4 @@
-"""GPT-2's activation, by way of the sigmoid."""
+"""GPT-2's activation, computed with the sigmoid."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CUBIC = 0.044715 * _LINEAR
 def gelu(x: Tensor) -> Tensor:
     """Hugging Face's `gelu_new` (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016), of any shape.
 
-    x (1 + tanh z) / 2 is x σ(2 z). torch computes the hyperbolic tangent, forward and backward; the sigmoid takes half
-    of the time with AVX2, and is kept for the gradient. In bf16, where that would be converted, torch is faster.
+    x (1 + tanh z) / 2 is x σ(2 z). torch computes the hyperbolic tangent in both passes. With AVX2 the sigmoid takes
+    half that time, and the backward pass reuses it. In bf16 it would have to be converted, so torch is faster there.
     """
     if x.dtype != torch.float32:
         return functional.gelu(x, approximate="tanh")
@@ -34,7 +34,7 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         x, sigmoid = ctx.saved_tensors
-        # σ + x σ', where σ' is σ (1 - σ) times the derivative of what it is taken of.
+        # σ + x σ', where σ' is σ (1 - σ) times the derivative of its argument.
         inner = _factor(x, 3 * _CUBIC).mul_(x)
         slope: Tensor = torch.ops.aten.sigmoid_backward(inner, sigmoid).add_(sigmoid)
         return slope.mul_(gradient)

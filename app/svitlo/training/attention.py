@@ -1,4 +1,4 @@
-"""Causal attention, a block of positions at a time, so that most of what no position may see is never computed."""
+"""Causal attention, one block of positions at a time. Most scores that the mask would hide are never computed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128
-"""Positions that are computed at one time, against all up to the last of them."""
+"""Positions computed at one time, against all positions up to the last one of the block."""
 
 
 def causal_attention(qkv: Tensor, length: int, heads: int, dropout: float = 0.0) -> Tensor:
     """[sequences × length, 3 × width], queries, keys and values side by side → [sequences × length, width].
 
-    With 256 positions a quarter of all scores is never made. torch's fused kernel is no faster on a CPU in float32 than
-    all of them, and three times as slow in bf16. `dropout`: the share of attention weights to drop.
+    With 256 positions this skips a quarter of all scores. On a CPU, torch's fused kernel is no faster than computing
+    all of them in float32, and three times as slow in bf16. `dropout`: the share of attention weights to drop.
     """
     return _CausalAttention.apply(qkv, length, heads, dropout)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -49,7 +49,7 @@ class _CausalAttention(torch.autograd.Function):
         of_key, of_value = torch.empty_like(key), torch.empty_like(value)
         result = gradient.new_empty(len(gradient), 3 * gradient.shape[1])
         of_parts = _by_head(result, length, 3 * heads).unflatten(1, (3, heads)).transpose(0, 1)
-        # From the last block on: it is the one that fills all of the keys' and values' gradients.
+        # Last block first: it is the one that fills the gradients of all keys and values.
         for (first, end), weights, kept in reversed(list(zip(blocks(length), saved[::2], saved[1::2], strict=True))):
             block = of_mixed[:, first:end]
             of_weights = _dropped(torch.bmm(block, value[:, :end].mT), kept, ctx.dropout)
@@ -74,7 +74,7 @@ def _by_head(x: Tensor, length: int, heads: int) -> Tensor:
 
 
 def blocks(length: int) -> list[tuple[int, int]]:
-    """First position and end of each block; what it looks at are all positions before its end."""
+    """First position and end of each block. A block looks at all positions before its end."""
     return [(first, min(first + _BLOCK, length)) for first in range(0, length, _BLOCK)]
 
 

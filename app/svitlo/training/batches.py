@@ -1,4 +1,4 @@
-"""Batch = f(seed, step): which sequences an optimizer step sees, computed for any step without what came before."""
+"""Batch = f(seed, step): which sequences an optimizer step sees. Any step can be computed without those before it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from svitlo.data.shards import ConversationSet, TokenStream
 from svitlo.training.numerics import seed_for
 
 IGNORED = -100
-"""Target of a position without loss, as everywhere in torch."""
+"""Target of a position without loss: torch's own convention."""
 
 _MULTIPLE = 4
-"""The length of conversations in a micro-batch is a multiple of this, or that of the longest of all."""
+"""Conversations in a micro-batch are padded to a multiple of this, but never beyond the longest conversation."""
 _ROUNDS = 6
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -48,7 +48,7 @@ class MicroBatch:
     inputs: Tensor
     """Token ids, int64 [sequences, length]."""
     targets: Tensor
-    """The next token of each position, int64 [sequences, length]; `IGNORED` where there is no loss."""
+    """The next token at each position, int64 [sequences, length]. `IGNORED` where there is no loss."""
 
     @property
     def num_targets(self) -> int:
@@ -76,7 +76,7 @@ class Batches(Protocol):
 
 
 class _StepBatches:
-    """Shuffles anew in each epoch and cuts the epoch into optimizer steps; the last step of an epoch is shorter."""
+    """Reshuffles in each epoch and cuts the epoch into optimizer steps. The last step of an epoch is shorter."""
 
     def __init__(self, num_sequences: int, micro_batch: int, gradient_accumulation: int, seed: int) -> None:
         self.num_sequences = num_sequences
@@ -102,8 +102,8 @@ class _StepBatches:
 class TextBatches(_StepBatches):
     """Phase 1: windows of `sequence_length` + 1 tokens, cut from the stream end to end.
 
-    In each epoch they begin elsewhere, so that nothing is cut off from what stands before it twice, and no window is
-    learnt by heart (docs/log.md); by multiples of the golden ratio, which lie apart however many epochs there are.
+    Each epoch shifts the windows. No place in the text is cut twice, and the model memorises no window (docs/log.md).
+    The shifts are multiples of the golden ratio, which stay well apart for any number of epochs.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class TextBatches(_StepBatches):
 
 
 class ConversationBatches(_StepBatches):
-    """Phase 2: conversations; within a step those of like length share a micro-batch, so that little is padding.
+    """Phase 2: conversations. Within a step, those of similar length share a micro-batch to keep padding low.
 
-    The sequences of a step are a random sample whatever their lengths: sorting happens only inside the step.
+    Each step is still a random sample of all lengths: sorting happens only inside the step.
     """
 
     def __init__(
@@ -161,9 +161,9 @@ class ConversationBatches(_StepBatches):
         return sorted(sequences, key=lambda sequence: (int(self._conversations.lengths[sequence]), sequence))
 
     def _load(self, sequences: list[int]) -> MicroBatch:
-        # The last token is never an input and the first never a target, so a row has one position less than tokens.
+        # The last token is never an input and the first is never a target, so a row has one position fewer than tokens.
         length = max(int(self._conversations.lengths[sequence]) for sequence in sequences) - 1
-        # Matrix products are compiled for each size; few sizes are faster, and take less memory.
+        # Matrix products are compiled for each size. Fewer sizes are faster and take less memory.
         length = min(-(-length // _MULTIPLE) * _MULTIPLE, self._longest)
         inputs = torch.full((len(sequences), length), self._pad, dtype=torch.int64)
         targets = torch.full((len(sequences), length), IGNORED, dtype=torch.int64)
@@ -172,5 +172,5 @@ class ConversationBatches(_StepBatches):
             tokens, mask = (torch.from_numpy(part.astype(np.int64)) for part in tokens_and_mask)
             inputs[row, : len(tokens) - 1] = tokens[:-1]
             targets[row, : len(tokens) - 1] = torch.where(mask[1:] == 1, tokens[1:], IGNORED)
-        # Padding stands to the right and attention looks only to the left: no token ever sees it, so no mask is needed.
+        # Padding is on the right and attention looks only to the left. No token ever sees it, so no mask is needed.
         return MicroBatch(inputs, targets)

@@ -1,4 +1,4 @@
-"""Validation loss with the exact softmax, and what the model writes."""
+"""Validation loss with the exact softmax."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from svitlo.training.numerics import autocast
 def hidden_states(
     model: GPT2, embeddings: torch.Tensor, batch: MicroBatch, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head needs: the last hidden states where there is loss [positions, width], and their targets."""
+    """What the head needs: the last hidden states of positions with loss [positions, width], and their targets."""
     with autocast(precision):
         hidden = model.transformer(embeddings)
     has_loss = batch.targets != IGNORED
@@ -31,7 +31,7 @@ def validation_loss(
     precision: str,
     on_batch: Callable[[], None],
 ) -> float:
-    """Mean loss per token with loss, in nats. `on_batch` is called between batches and may raise to stop."""
+    """Mean loss in nats, per token that carries loss. `on_batch` is called between batches and may raise to stop."""
     total, num_targets = 0.0, 0
     model.train(False)
     try:

@@ -1,4 +1,4 @@
-"""Batch → loss and gradients. The only place that knows how the work of a step is divided."""
+"""Batch → loss and gradients. The only module that knows how the work of a step is divided."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from svitlo.training.numerics import DTYPES, seed_for
 
 
 class Gradient:
-    """Computes the gradient of one optimizer step: the mean loss over all tokens that carry loss in the batch.
+    """Computes the gradient of one optimizer step: of the mean loss over all tokens in the batch that carry loss.
 
-    The mean is over the whole batch, whatever its micro-batches: how a batch is cut does not change the result beyond
-    rounding. Dropout and the sampled vocabulary depend on seed, phase and step alone.
+    The mean is over the whole batch, so cutting it into other micro-batches changes the result only by rounding.
+    Dropout and the sampled vocabulary depend on seed, phase and step alone.
     """
 
     def __init__(self, model: GPT2, sampler: VocabularySampler, precision: str, phase: int, seed: int) -> None:
@@ -36,10 +36,10 @@ class Gradient:
         is_sampled: bool,
         keep_going: Callable[[], bool] = lambda: True,
     ) -> float | None:
-        """Add the gradient to `.grad` of all parameters, which are zero before. Returns the loss in nats per token.
+        """Add the gradient to `.grad` of all parameters, which must be zero. Returns the loss in nats per token.
 
-        `is_sampled`: compute the head over a part of the vocabulary. `keep_going` is asked before each micro-batch;
-        where it says no, the step is given up, the gradients are zero again, and the result is None.
+        `is_sampled`: compute the head over a part of the vocabulary. `keep_going` is asked before each micro-batch. If
+        it says no, the step is abandoned: the gradients are zero again and the result is None.
         """
         num_targets = sum(micro_batch.num_targets for micro_batch in batch)
         self._begin(batch, step, is_sampled)
@@ -60,11 +60,11 @@ class Gradient:
                 parameter.grad.zero_()
 
     def warm_up(self, batch: list[MicroBatch], step: int, *, is_sampled: bool) -> None:
-        """Compute one sequence in both modes and forget it.
+        """Compute one sequence in both modes and discard the result.
 
-        The math libraries set themselves up at their first call, partly inside parallel regions. Once, on a machine
+        The math libraries initialise themselves at their first call, partly inside parallel regions. Once, on a machine
         with four times as many busy threads as cores, the very first evaluation of a process differed in its last
-        digits from the same evaluation in every other process. Nothing that counts is computed by a first call.
+        digits from the same evaluation in every other process. So no first call computes anything that counts.
         """
         sequence = MicroBatch(batch[0].inputs[:1], batch[0].targets[:1])
         self._begin([sequence], step, is_sampled)
@@ -86,7 +86,8 @@ class Gradient:
         embeddings = embedded(self._model, batch.inputs)
         hidden, targets = hidden_states(self._model, embeddings, batch, self._precision)
         loss, gradient = self._head.loss_and_gradient(hidden, targets, scale)
-        # A scalar with this gradient: handing it to `backward` as an argument would import sympy, a second of a start.
+        # A scalar with this gradient. Passing the gradient to `backward` instead would import sympy, which takes a
+        # second.
         torch.sum(hidden * gradient).backward()
         add_embedding_gradient(self._model, batch.inputs, embeddings)
         return loss

@@ -1,4 +1,4 @@
-"""Whether a run may go on: what is configured now against what it began with. Imports no torch."""
+"""Whether a run may go on: compares the configuration now with the one that the run began with. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from svitlo.config import PhaseConfig
 
 
 def changes_since(recorded: dict[str, Any], config: PhaseConfig) -> list[str]:
-    """`section.key was X, is now Y` for each key that decides about the result and is not as recorded.
+    """`section.key was X, is now Y` for each key that affects the result and differs from the record.
 
-    A run that began before a key existed counts as having its default: a new version does not end old runs.
+    A run that began before a key existed counts as having the default, so a new version does not end old runs.
     """
-    with contextlib.suppress(ValidationError):  # recorded by a version that allowed something else: compared as it is
+    with contextlib.suppress(ValidationError):  # recorded by a version with other rules: compared unchanged
         recorded = type(config).model_validate(recorded).identity()
     return differences(recorded, config.identity())
 

@@ -1,7 +1,7 @@
 """One phase, step by step: batch → gradient → step → save? → evaluate? → report → stop?
 
-Everything that outlives the process is in `TrainingState`. The loop can be cut off between any two lines and goes on
-from the last checkpoint with the same bits.
+Everything that outlives the process is in `TrainingState`. The power may fail between any two lines: the loop then goes
+on from the last checkpoint with the same bits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PhaseRun:
     observer: Observer
     write_samples: Callable[[GPT2], list[tuple[str, str]]]
     whole_head_cost: float
-    """How many times as long as with a sampled vocabulary a step takes with all of it."""
+    """How many times longer a step takes with the whole vocabulary than with a sampled one."""
 
     @property
     def num_steps(self) -> int:
@@ -51,16 +51,16 @@ class PhaseRun:
 
     @property
     def num_sampled_steps(self) -> int:
-        """Optimizer steps at the beginning that compute a part of the vocabulary only."""
+        """Optimizer steps at the beginning that compute only a part of the vocabulary."""
         return math.ceil(self.config.head.sampled_fraction * self.num_steps)
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the next step does."""
+        """Whether the next step computes only a part of the vocabulary."""
         return self.state.global_step < self.num_sampled_steps
 
     def work_left(self, step: int) -> float:
-        """From `step` to the end of the phase, in optimizer steps with a sampled vocabulary."""
+        """Work from `step` to the end of the phase, in units of one optimizer step with a sampled vocabulary."""
         num_whole = self.num_steps - max(step, self.num_sampled_steps)
         return max(0, self.num_sampled_steps - step) + num_whole * self.whole_head_cost
 
@@ -72,7 +72,7 @@ def planned_steps(config: PhaseConfig, train: Batches) -> int:
 
 
 def train_phase(run: PhaseRun) -> None:
-    """Train until the phase is finished. Raises `Interrupted` after saving where a signal asks to stop."""
+    """Train until the phase is finished. When a signal asks to stop, saves and raises `Interrupted`."""
     state = run.state
     run.model.train()
     run.gradient.warm_up(run.train.step(state.global_step), state.global_step, is_sampled=run.is_sampled)
@@ -90,7 +90,7 @@ def train_phase(run: PhaseRun) -> None:
 
 
 def train_step(run: PhaseRun) -> bool:
-    """One optimizer step. Returns False where a signal came in between: model and optimizer are then as before."""
+    """One optimizer step. Returns False if a signal interrupted it: model and optimizer are then unchanged."""
     state, config = run.state, run.config.training
     start = time.perf_counter()
     step = state.global_step
@@ -120,7 +120,7 @@ def train_step(run: PhaseRun) -> bool:
 
 
 def is_evaluation_due(run: PhaseRun) -> bool:
-    """At the start, every so many steps and at the end, once each."""
+    """At the start, every `every_n_steps` steps and at the end, once each."""
     step = run.state.global_step
     is_milestone = step % run.config.evaluation.every_n_steps == 0 or step >= run.num_steps
     return is_milestone and run.state.last_evaluated_step < step
@@ -129,8 +129,8 @@ def is_evaluation_due(run: PhaseRun) -> bool:
 def evaluate(run: PhaseRun) -> None:
     """Measure the validation loss, remember the best state, complete the sample prompts.
 
-    The state was saved just before. So the best weights are a second name for that file, and an evaluation that is cut
-    off is simply done again.
+    The state was saved just before. So the best weights only need a second name for that file, and an interrupted
+    evaluation is simply repeated.
     """
     state, config = run.state, run.config
     start = time.perf_counter()
@@ -158,7 +158,7 @@ def evaluate(run: PhaseRun) -> None:
 
 
 def reason_to_finish(run: PhaseRun) -> str:
-    """Why the phase is over, or nothing."""
+    """Why the phase is over, or an empty string."""
     state, config = run.state, run.config.training
     if state.global_step >= run.num_steps:
         return f"all {run.num_steps:,} steps done"

@@ -1,8 +1,8 @@
 """The model: GPT-2 (Radford et al., 2019), randomly initialised, with the embedding and the output head tied.
 
-Weights carry the names and shapes of Hugging Face's `GPT2LMHeadModel`, which opens them and gives the same logits; so a
-checkpoint is its state dict, too. It is written out here because importing transformers takes three times as long
-as importing torch, which after each power cut is the larger part of the way back to work.
+Weights have the names and shapes of Hugging Face's `GPT2LMHeadModel`, which loads them and gives the same logits. So
+the weights in a checkpoint are its state dict, too. The model is written out here because importing transformers takes
+three times as long as importing torch, and after a power cut the import is most of the way back to work.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, four times as wide in between."""
+    """Two linear layers. The hidden one is four times as wide."""
 
     def __init__(self, shape: ModelConfig) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class GPT2(nn.Module):
     def __init__(
         self, shape: ModelConfig, vocab_size: int, dropout: float = 0.0, weights: dict[str, Tensor] | None = None
     ) -> None:
-        """A copy of `weights`; without them random ones from torch's current seed, which takes half a second."""
+        """Copies `weights`. Without them, draws random ones from torch's current seed, which takes half a second."""
         super().__init__()
         self.shape = shape
         self.vocab_size = vocab_size
@@ -126,7 +126,7 @@ class GPT2(nn.Module):
             self.load_state_dict(weights)
 
     def _initialise(self) -> None:
-        """Random weights as GPT-2's: smaller where they are added to the residual stream. Biases are 0, norms 1."""
+        """Random weights as in GPT-2: smaller where they add to the residual stream. Biases are 0, norms 1."""
         for name, parameter in self.named_parameters():
             if parameter.ndim >= 2:
                 is_added = name.endswith("c_proj.weight")
@@ -138,14 +138,14 @@ class GPT2(nn.Module):
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Trainable numbers; the tied embedding counts once."""
+    """Number of trainable parameters. The tied embedding counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def grow_vocabulary(state_dict: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    """The same weights with the tied embedding grown to `vocab_size` rows; new rows are the mean of the old ones.
+    """The same weights with the tied embedding grown to `vocab_size` rows. New rows are the mean of the old ones.
 
-    A new token then starts as an average one, instead of taking probability away at random.
+    A new token then starts as an average one and does not take probability away at random.
     """
     old = state_dict[EMBEDDING]
     mean = old.mean(dim=0, keepdim=True).expand(vocab_size - old.shape[0], -1)
@@ -156,7 +156,7 @@ def grow_vocabulary(state_dict: dict[str, Any], vocab_size: int) -> dict[str, An
 def embedded(model: GPT2, tokens: Tensor) -> Tensor:
     """The embeddings of `tokens` as a leaf of the graph, so that only these rows get a gradient.
 
-    torch's own backward pass of an embedding fills a matrix as large as the vocabulary for each micro-batch.
+    torch's own backward pass of an embedding fills a vocabulary-sized matrix for each micro-batch.
     """
     return functional.embedding(tokens, model.transformer.wte.weight.detach()).requires_grad_()
 

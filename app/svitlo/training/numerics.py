@@ -1,4 +1,4 @@
-"""What the bits of a result depend on besides data and configuration: threads, instruction set, random seeds."""
+"""What else decides the bits of a result, besides data and configuration: threads, instruction set, random seeds."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 import torch
 
-# Only threads that are created from now on flush denormals. A matmul with denormals ran 215 times slower.
+# Applies only to threads created from now on. A matmul with denormals ran 215 times slower.
 torch.set_flush_denormal(True)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""By precision: of the factors of matrix products in training. All else is computed and kept in float32."""
+"""Type of the factors of matrix products in training, by precision. All else is computed and kept in float32."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _LARGE = 24 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: giving memory back to the kernel at each step costs a third of the speed.
+    """Tell glibc to keep freed memory: returning it to the kernel at each step costs a third of the speed.
 
-    Blocks of 24 MB and more, of which a step makes a handful, still come from the kernel: among kept blocks of many
-    sizes they would leave holes, gigabytes of them in phase 2.
+    Blocks of 24 MB and more still come from the kernel. A step makes only a handful of them. Among kept blocks of many
+    sizes they would leave holes: gigabytes of them in phase 2.
 
-    The same as MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_, but works without an environment.
+    Does the same as the variables MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_, without having to
+    set them.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -36,19 +37,19 @@ def keep_freed_memory() -> None:
 
 
 def set_threads(threads: int) -> None:
-    """Use so many threads for arithmetic, whatever the number of cores."""
+    """Use this many threads for arithmetic, regardless of the number of cores."""
     torch.set_num_threads(threads)
 
 
 def resolve_precision(wanted: str) -> str:
-    """`fp32` or `bf16` for what the configuration wants; `auto` takes bf16 where the CPU has it in hardware."""
+    """The precision to use, `fp32` or `bf16`. `auto` takes bf16 if the CPU has it in hardware."""
     if wanted != "auto":
         return wanted
     return "bf16" if has_hardware_bf16() else "fp32"
 
 
 def has_hardware_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself (AVX512-BF16 or AMX)."""
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -58,7 +59,7 @@ def autocast(precision: str) -> torch.autocast:
 
 
 def describe(threads: int, precision: str) -> dict[str, Any]:
-    """What a checkpoint records, and what has to be the same for the same bits."""
+    """What a checkpoint records. The same bits need the same values."""
     instruction_set = torch.backends.cpu.get_cpu_capability()
     if precision == "bf16":
         instruction_set += " with bf16" if has_hardware_bf16() else " without bf16"
@@ -71,6 +72,6 @@ def describe(threads: int, precision: str) -> dict[str, Any]:
 
 
 def seed_for(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all `parts` and on nothing else."""
+    """A 63-bit seed that depends on all `parts` and nothing else."""
     text = ":".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

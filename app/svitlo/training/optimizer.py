@@ -1,7 +1,7 @@
 """Muon for the matrices of the blocks, AdamW for embeddings, norms and biases; or AdamW for all.
 
-Not subclasses of torch's: the first `torch.optim.Optimizer` that is made imports torch's compiler, nearly as long
-as torch itself takes, after each power cut.
+These are not subclasses of `torch.optim.Optimizer`: creating the first one imports torch's compiler. That takes nearly
+as long as importing torch itself, and would be paid after each power cut.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ POLAR_EXPRESS = (
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
 )
-"""Coefficients of the quintic iterations: singular values between 0.01 and 1 end between 0.4 and 1.6. Four of these do
-as well as five with the coefficients of Muon's paper, for a fifth less work (docs/log.md)."""
+"""Coefficients of the quintic iterations: singular values between 0.01 and 1 end between 0.4 and 1.6. Four of these
+iterations do as well as five with the coefficients of Muon's paper, for a fifth less work (docs/log.md)."""
 
 
 class AdamW:
     """AdamW (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019), by torch's fused kernel."""
 
     def __init__(self, decayed: list[Tensor], others: list[Tensor], lr: float, config: TrainingConfig) -> None:
-        """`weight_decay` is for `decayed` only."""
+        """`weight_decay` applies to `decayed` only."""
         self.parameters = [*decayed, *others]
         self.state: list[dict[str, Tensor]] = []
-        """Of each parameter, once there was a step: `step`, `exp_avg`, `exp_avg_sq`."""
+        """For each parameter, after the first step: `step`, `exp_avg`, `exp_avg_sq`."""
         self._groups = ((slice(len(decayed)), config.weight_decay), (slice(len(decayed), None), 0.0))
         self._lr = lr
         self._betas = config.beta1, config.beta2
@@ -70,9 +70,9 @@ class AdamW:
 class Muon:
     """Momentum, orthogonalised (Jordan et al., "Muon", 2024) by the iterations of Polar Express (Amsel et al., 2025).
 
-    For Hugging Face's GPT-2, whose linear weights are stored [inputs, outputs], with queries, keys and values side by
-    side in one matrix: each of the three is orthogonalised for itself. The update of a matrix is scaled by
-    √max(1, outputs / inputs).
+    Made for Hugging Face's GPT-2, whose linear weights are stored [inputs, outputs], with queries, keys and values side
+    by side in one matrix. The three are orthogonalised separately. The update of a matrix is scaled by √max(1, outputs
+    / inputs).
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Muon:
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`dtype`: of the products while orthogonalising; everything that is kept is as the parameters."""
+        """`dtype`: type of the products while orthogonalising. The state has the type of the parameters."""
         self.parameters = parameters
         self.state: list[dict[str, Tensor]] = []
-        """Of each parameter, once there was a step: `momentum_buffer`."""
+        """For each parameter, after the first step: `momentum_buffer`."""
         self._lr = lr
         self._momentum = momentum
         self._weight_decay = weight_decay
@@ -115,33 +115,33 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
-    """The matrices that a weight [inputs, outputs] consists of: three where queries, keys and values are fused."""
+    """The matrices in a weight [inputs, outputs]: three if queries, keys and values are fused, else one."""
     inputs, outputs = matrix.shape
     return matrix.split(inputs, dim=1) if outputs == 3 * inputs else (matrix,)
 
 
 def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest matrix with orthonormal rows, or columns if they are the fewer, roughly: [inputs, outputs].
+    """Roughly the nearest matrix with orthonormal rows, or columns if there are fewer of them: [inputs, outputs].
 
-    Matrices are multiplied as `dtype`. In float32, a wide one stays as it is while the iterations work on its small
-    Gram matrix X Xᵀ, three fifths of the work (Zhang et al., "Gram Newton-Schulz", 2026); bf16 is too coarse for that.
+    Matrices are multiplied as `dtype`. In float32, the iterations for a wide matrix work only on its small Gram matrix
+    X Xᵀ, which is three fifths of the work (Zhang et al., "Gram Newton-Schulz", 2026). bf16 is too coarse for that.
     """
     rows, columns = matrix.shape
     if rows > columns:
         return orthogonalised(matrix.T, dtype).T
-    # A little below 1, above which the first iteration would diverge.
+    # Scale the norm to a little below 1. Above 1 the first iteration would diverge.
     matrix = (matrix / (1.01 * matrix.norm() + 1e-7)).to(dtype)
     gram = product(matrix, matrix.T)
     through_gram = dtype == torch.float32 and columns >= 2 * rows
-    # Each iteration multiplies by a polynomial in X Xᵀ, a + b X Xᵀ + c (X Xᵀ)²: either X itself, or what X will be
-    # multiplied by in the end.
+    # Each iteration multiplies by a polynomial in X Xᵀ, a + b X Xᵀ + c (X Xᵀ)². It multiplies either X itself, or the
+    # factor that X is multiplied by in the end.
     factor = torch.eye(rows) if through_gram else matrix
     for iteration, (a, b, c) in enumerate(POLAR_EXPRESS, 1):
         polynomial = sum_with_product(b, gram, c, gram, gram)
         if dtype == torch.float32:
             polynomial.diagonal().add_(a)
             factor = product(polynomial, factor)
-        else:  # which would round a sum with the diagonal too much
+        else:  # bf16 would round a sum with the diagonal too much
             factor = sum_with_product(a, factor, 1.0, polynomial, factor)
         if iteration == len(POLAR_EXPRESS):
             break
@@ -150,10 +150,10 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 class PhaseOptimizer:
-    """One optimizer to the loop, one or two inside: AdamW and, if configured, Muon."""
+    """One optimizer for the loop, one or two inside: AdamW and, if configured, Muon."""
 
     def __init__(self, model: GPT2, config: TrainingConfig, dtype: torch.dtype = torch.float32) -> None:
-        """Norms and biases are not decayed: they have no scale to keep small. `dtype`: of Muon's matrix products."""
+        """Norms and biases are not decayed: they have no scale to keep small. `dtype`: type of Muon's products."""
         blocks = {id(p) for p in model.transformer.h.parameters() if p.ndim == 2 and config.optimizer == "muon"}
         others: list[Tensor] = [p for p in model.parameters() if id(p) not in blocks]
         matrices, vectors = [p for p in others if p.ndim >= 2], [p for p in others if p.ndim < 2]
@@ -168,15 +168,15 @@ class PhaseOptimizer:
             )
 
     def step(self, fraction: float) -> None:
-        """One update with every learning rate at `fraction` of its peak. The gradients stay as they are."""
+        """One update with every learning rate at `fraction` of its peak. Does not change the gradients."""
         for part in self._parts.values():
             part.step(fraction)
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive: of each part the state of each of its parameters, numbered, as torch's optimizers do."""
+        """What must survive: the numbered parameter states of each part, laid out like those of torch's optimizers."""
         return {name: {"state": dict(enumerate(part.state))} for name, part in self._parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         for name, part in self._parts.items():
             part.state = list(state[name]["state"].values())

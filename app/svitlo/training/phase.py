@@ -1,4 +1,4 @@
-"""What training must know about each phase: where its first weights come from, and what its batches are."""
+"""What training needs to know about each phase: where its first weights come from, and what its batches are."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrainingPhase(ABC):
     origin: str
     """Where its first weights come from, in words."""
     whole_head_cost: float
-    """How many times as long as with a sampled vocabulary a step takes with all of it (docs/performance.md)."""
+    """How many times longer a step takes with the whole vocabulary than with a sampled one (docs/performance.md)."""
 
     @abstractmethod
     def begin(self, config: PhaseConfig, manifest: Manifest, best_of: Callable[[Phase], TrainingState]) -> Beginning:
@@ -49,7 +49,7 @@ class TrainingPhase(ABC):
     def batches(
         self, folder: Path, manifest: Manifest, split: str, config: PhaseConfig, state: TrainingState
     ) -> Batches:
-        """The batches of a split. Raises `DataError`, and `ConfigError` where data and model do not fit."""
+        """The batches of a split. Raises `DataError`, or `ConfigError` if data and model do not fit each other."""
 
 
 class Pretraining(TrainingPhase):
@@ -75,7 +75,7 @@ class Pretraining(TrainingPhase):
 
 
 class InstructionTuning(TrainingPhase):
-    """Conversations, from the best weights of the phase before, with a row more in the embedding for padding."""
+    """Conversations, from the best weights of the phase before, with one more embedding row for the padding token."""
 
     phase = INSTRUCTION_TUNING
     origin = f"the best weights of {phase_before(INSTRUCTION_TUNING)}"
@@ -95,7 +95,7 @@ class InstructionTuning(TrainingPhase):
         if window > positions:
             raise ConfigError(
                 f"data.yaml: {self.phase.name}.sequence_length = {window}, but the model has {positions} positions "
-                f"({PRETRAINING.config_file}: model.positions). Make the first at most the second"
+                f"({PRETRAINING.config_file}: model.positions). sequence_length must not exceed model.positions"
             )
         sizes = (training.micro_batch, training.gradient_accumulation, training.seed)
         padding = state.vocab_size - 1

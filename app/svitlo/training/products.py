@@ -1,8 +1,8 @@
 """Matrix products, in float32 by oneDNN instead of MKL.
 
-torch hands float32 products to MKL, which on AMD reaches four fifths of what AVX2 can do and has no AVX-512 code at
-all. oneDNN, which torch brings along and uses for bf16, makes its code for the CPU it finds: on a Zen 5 core 1.15 times
-as fast with AVX2, and 2.2 times with AVX-512 (docs/log.md).
+torch computes float32 products with MKL. On AMD, MKL reaches four fifths of what AVX2 can do and has no AVX-512 code at
+all. oneDNN comes with torch, which uses it for bf16, and generates its code for the CPU it finds. On a Zen 5 core it is
+1.15 times as fast with AVX2, and 2.2 times with AVX-512 (docs/log.md).
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from torch import Tensor
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 SLICE = 2048
-"""Columns that are computed at one time where a result goes into memory that is there already, or is added to it."""
+"""Columns computed at one time where a result is written into, or added to, existing memory."""
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a @ b + bias: [rows, inner], [inner, columns] and [columns] → [rows, columns]. Nothing here is for autograd."""
+    """a @ b + bias: [rows, inner], [inner, columns] and [columns] → [rows, columns]. Does not work with autograd."""
     if a.dtype != torch.float32 or not _HAS_ONEDNN:
         return a @ b if bias is None else torch.addmm(bias, a, b)
-    if not a.is_contiguous():  # as oneDNN wants it; of two factors that would have to be copied, the smaller one is
+    if not a.is_contiguous():  # oneDNN needs it contiguous; if one of both factors must be copied, copy the smaller one
         if bias is None and a.mT.is_contiguous() and (b.mT.is_contiguous() or b.numel() < a.numel()):
             return product(b.mT, a.mT).mT
-        a = a[None].contiguous()[0]  # as a batch of one: torch copies a transposed matrix by one thread only
+        a = a[None].contiguous()[0]  # as a batch of one: torch copies a plain transposed matrix with one thread only
     if not (b.is_contiguous() or b.mT.is_contiguous()):
-        b = b.contiguous()  # a part of a matrix would be multiplied by oneDNN's reference code, 200 times slower
+        b = b.contiguous()  # oneDNN would multiply a part of a matrix with its reference code, 200 times slower
     return torch.ops.mkldnn._linear_pointwise(a, b.mT, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 def sum_with_product(beta: float, addend: Tensor, alpha: float, a: Tensor, b: Tensor) -> Tensor:
-    """beta × addend + alpha × a @ b, matrices of one type; in bf16 rounded only once."""
+    """beta × addend + alpha × a @ b, all of one type. In bf16 the result is rounded only once."""
     if a.dtype == torch.float32:
         return product(a, b).mul_(alpha).add_(addend, alpha=beta)
     return torch.addmm(addend, a, b, beta=beta, alpha=alpha)
 
 
 def product_into(result: Tensor, a: Tensor, b: Tensor) -> None:
-    """Put a @ b, all of one type, into `result` [rows, columns]."""
+    """Write a @ b into `result` [rows, columns], all of one type."""
     if a.dtype == torch.float32 and _HAS_ONEDNN:
         for columns, part in zip(result.split(SLICE, dim=1), b.split(SLICE, dim=1), strict=True):
             columns.copy_(product(a, part))

@@ -1,4 +1,4 @@
-"""What a model writes, a token at a time: for the samples of an evaluation and for `svitlo generate`."""
+"""Text generation, one token at a time, for the samples of an evaluation and for `svitlo generate`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from svitlo.phases import Phase
 from svitlo.training.model import GPT2
 
 REPETITION_PENALTY = 1.15
-"""Small models repeat themselves when they always take the likeliest token. Keskar et al. 2019 (CTRL) suggest 1.2.
-Only what the model itself has written counts: an answer is often made of words of the question."""
+"""Small models repeat themselves when they always take the most likely token. Keskar et al. 2019 (CTRL) suggest 1.2.
+Only tokens that the model itself has written count: an answer often repeats words of the question."""
 
 
 def complete(
     model: GPT2, tokenizer: Tokenizer, prompt: str, phase: Phase, max_new_tokens: int, temperature: float = 0.0
 ) -> str:
-    """What the model of a phase writes after `prompt`: a reply, or a continuation. Without the prompt itself.
+    """What the model of a phase writes after `prompt`: a reply or a continuation, without the prompt itself.
 
-    With `temperature` 0 the result depends on model and prompt alone, and no random number is drawn.
+    With `temperature` 0 no random number is drawn, and the result depends on model and prompt alone.
     """
     window = model.shape.positions
     ids = prompt_tokens(tokenizer, prompt, phase)
@@ -30,7 +30,7 @@ def complete(
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, phase: Phase) -> list[int]:
-    """The tokens that the model of a phase is given: the prompt, as a question where the phase learns to reply."""
+    """The tokens that the model of a phase gets: the prompt, put as a question if the phase learns to reply."""
     return tokenizer.encode(prompt_text(prompt) if phase.is_chat else prompt)
 
 
@@ -59,7 +59,7 @@ def continuation(model: GPT2, ids: list[int], max_new_tokens: int, temperature: 
 
 
 def last_logits(model: GPT2, ids: list[int]) -> Tensor:
-    """The logits [vocabulary] of the token after `ids`: the head only where it is needed."""
+    """The logits [vocabulary] of the token after `ids`. Computes the head for the last position only."""
     hidden = model.transformer(model.transformer.wte(torch.tensor([ids])))
     logits: Tensor = model.lm_head(hidden[0, -1])
     return logits

@@ -1,4 +1,4 @@
-"""When to save, and the save: the only function that writes a checkpoint."""
+"""When to save, and how. `save_checkpoint` is the only function that writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _RECENT_SAVES = 5
 
 
 class SaveSchedule:
-    """When the next periodic save is due: as early as configured, later where saving is slow.
+    """When the next periodic save is due: at the configured interval, later if saving is slow.
 
-    How slow is the median of the last saves: a single slow one, on a disk that was busy for a moment, changes nothing.
+    The cost of a save is the median of the last ones. A single slow save, on a disk that was briefly busy, changes
+    nothing.
 
-    Asked after each step. It looks one step ahead, because a power cut at the end of the next step would take that step
-    too: with steps of 6 s and an interval of 60 s, the save comes after 54 to 60 s.
+    `is_due` is called after each step. It looks one step ahead, because a power cut at the end of the next step would
+    cost that step too. With steps of 6 s and an interval of 60 s, the save comes after 54 to 60 s.
     """
 
     def __init__(self, config: CheckpointConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,14 +51,14 @@ class SaveSchedule:
         return is_milestone or (is_affordable and seconds + seconds_of_a_step > self._config.save_every_seconds)
 
     def saved(self, step: int, seconds: float) -> None:
-        """Note that a save (or the attempt) has just ended and what it cost."""
+        """Note that a save, or an attempt at one, has just ended, and how long it took."""
         self._saved_at = self._asked_at = self._clock()
         self._costs.append(seconds)
         self._step = step
 
 
 class Saver:
-    """Saves one phase's state: when it is due, before what must not be lost, and when asked to stop."""
+    """Saves the state of one phase: when a save is due, before an evaluation, at the end, and when asked to stop."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Saver:
         interruption: Interruption,
         saved_step: int = -1,
     ) -> None:
-        """`saved_step`: the step of the newest checkpoint in `folder`; -1 where there is none."""
+        """`saved_step`: the step of the newest checkpoint in `folder`, or -1 if there is none."""
         self._folder = folder
         self._config = config
         self._observer = observer
@@ -80,7 +81,7 @@ class Saver:
         return self._schedule.is_due(step)
 
     def save(self, state: TrainingState, model: GPT2, optimizer: PhaseOptimizer, *, periodic: bool = True) -> bool:
-        """Save; where that fails, say so, keep training on and try again later. Returns whether it is on disk."""
+        """Save. A failed save is reported and tried again later. Returns whether the state is on disk."""
         if state.global_step == self._saved_step and not state.finished and periodic:
             return True
         state.model_state_dict = model.state_dict()
@@ -101,7 +102,7 @@ class Saver:
         return True
 
     def save_at_any_price(self, state: TrainingState, model: GPT2, optimizer: PhaseOptimizer) -> None:
-        """Save what later work starts from (the best weights, the end of a phase): a full disk is waited for."""
+        """Save what later work starts from (the best weights, the end of a phase). Retries until it succeeds."""
         while not self.save(state, model, optimizer, periodic=False):
             self._interruption.wait(_SECONDS_BEFORE_SAVING_AGAIN)
             self._observer.alive()
@@ -114,7 +115,7 @@ class Saver:
 def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
     """Write `state` as the newest checkpoint and remove generations beyond `keep`. Returns the seconds it took.
 
-    Raises `OSError` or `RuntimeError` (torch's, when the disk is full); the checkpoints on disk are then untouched.
+    Raises `OSError` or `RuntimeError` (torch's, when the disk is full). The checkpoints on disk are then untouched.
     """
     start = time.perf_counter()
     make_folder(folder)
@@ -133,11 +134,10 @@ def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
 
 
 def mark_best(folder: Path) -> None:
-    """Make the checkpoint just saved also the best one: a second name for the same file.
+    """Make the checkpoint that was just saved the best one, too, by giving the same file a second name.
 
-    Damage to that file hits both names. A copy would not help the run, which goes on from an older generation, and
-    would cost a whole save at each improvement; where the best state is lost, `find_best` says so and hands
-    on the newest.
+    Damage to that file hits both names. A copy would not help: the run goes on from an older generation anyway, and
+    each improvement would cost a whole save. If the best state is lost, `find_best` says so and hands on the newest.
     """
     link_durably(folder / LAST, folder / BEST)
 
@@ -155,7 +155,7 @@ def require_room(folder: Path, num_bytes: int) -> None:
 
 
 def checkpoint_size(state: TrainingState) -> int:
-    """About how many bytes a checkpoint has: the weights (tied ones once) and two moments for each."""
+    """Approximate bytes in a checkpoint: the weights (tied ones once) and two moments for each."""
     sizes: dict[int, int] = {}
     for weights in state.model_state_dict.values():
         storage = weights.untyped_storage()
@@ -167,4 +167,4 @@ def _prune(folder: Path, keep: int) -> None:
     """Remove the oldest generations, `last_checkpoint.pt` counting as one of `keep`."""
     generations = sorted(folder.glob(GENERATIONS))
     for path in generations[: max(0, len(generations) - (keep - 1))]:
-        remove(path)  # where it comes back after a power cut, it is an older checkpoint more
+        remove(path)  # if a power cut brings it back, it is just one more old checkpoint

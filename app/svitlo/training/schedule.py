@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: there is no scheduler whose state could be forgotten."""
+"""The learning rate as a pure function of the step. There is no scheduler whose state could get lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from svitlo.config import TrainingConfig
 def learning_rate_fraction(step: int, num_steps: int, config: TrainingConfig) -> float:
     """The share of the peak learning rate: a linear warm-up, then a decay. `step` counts from 0.
 
-    `cosine` falls from the end of the warm-up to `final_learning_rate_fraction`; `linear` does so in a straight line;
-    `trapezoid` stays at the peak and falls in a straight line over the last `decay_fraction` of the steps.
+    `cosine` and `linear` fall from the end of the warm-up to `final_learning_rate_fraction`. `trapezoid` stays at the
+    peak and falls in a straight line over the last `decay_fraction` of the steps.
     """
     warmup_steps = max(1, round(config.warmup_fraction * num_steps))
     if step < warmup_steps:

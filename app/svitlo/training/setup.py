@@ -1,4 +1,4 @@
-"""Builds what a phase works with: a fresh start, or the newest checkpoint if there is one."""
+"""Builds what a phase works with: from the newest checkpoint if there is one, else from scratch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def set_up_phase(
     interruption: Interruption,
     observer: Observer,
 ) -> PhaseRun | None:
-    """Everything that the loop needs, at the step where the phase stands; None where the phase is over already."""
+    """Everything that the loop needs, at the step that the phase has reached. None if the phase is already over."""
     numerics.keep_freed_memory()
     numerics.set_threads(config.numerics.threads)
     phase = manifest.phase
@@ -95,7 +95,7 @@ def set_up_phase(
 
 
 def _saved_state(volumes: Volumes, phase: Phase, resume: Path | None, observer: Observer) -> TrainingState | None:
-    """The state to go on from: the file that a person has chosen, or the newest that is usable."""
+    """The state to go on from: the file that the user has chosen, or the newest usable one."""
     folder = volumes.checkpoints(phase)
     if resume is None:
         run_id = noted_run(volumes.run_record)
@@ -133,13 +133,13 @@ def _fresh_state(
 def _refuse_another_run(
     state: TrainingState, config: PhaseConfig, manifest: Manifest, volumes: Volumes, observer: Observer
 ) -> None:
-    """Raise where configuration or data are not those that the checkpoint was made with; note a different machine."""
+    """Raise if configuration or data differ from those of the checkpoint. Report a machine with other numerics."""
     phase = manifest.phase
     changes = changes_since(state.configuration, config)
     if changes:
         raise ConfigError(
             f"{phase.config_file}: the configuration has changed since this run began (step {state.global_step:,} of "
-            f"{phase}): {'; '.join(changes)}. Take the change back, or begin another run with `make new-run`"
+            f"{phase}): {'; '.join(changes)}. Undo the change, or begin another run with `make new-run`"
         )
     if state.data_digest != manifest.digest:
         raise DataError(
@@ -173,7 +173,7 @@ def _batches(
 
 def _sample_writer(reporting: ReportingConfig, phase: Phase) -> Callable[[GPT2], list[tuple[str, str]]]:
     def write_samples(model: GPT2) -> list[tuple[str, str]]:
-        tokenizer = Tokenizer()  # read here, and not while a start after a power cut waits for it
+        tokenizer = Tokenizer()  # loaded here, so that a start after a power cut does not wait for it
         return [
             (prompt, complete(model, tokenizer, prompt, phase, reporting.sample_tokens))
             for prompt in (reporting.sample_prompts if reporting.sample_tokens else [])

@@ -19,11 +19,11 @@ class TrainingState:
     model: dict[str, Any]
     """The model's shape: the fields of `ModelConfig`."""
     configuration: dict[str, Any]
-    """What decides about the result: `PhaseConfig.identity()`."""
+    """The settings that decide the result: `PhaseConfig.identity()`."""
     configuration_digest: str
     data_digest: str
     numerics: dict[str, Any]
-    """Threads, precision and instruction set that the bits depend on."""
+    """What the bits depend on: threads, precision, instruction set and torch's version."""
     run_id: str
     epoch: int = 0
     global_step: int = 0
@@ -40,20 +40,20 @@ class TrainingState:
     best_step: int = -1
     evaluations_without_improvement: int = 0
     finished: str = ""
-    """Why the phase is over; empty while it is not."""
+    """Why the phase is over. Empty while it is not."""
     training_seconds: float = 0.0
     """Time spent on steps and evaluations, over all interruptions."""
     timestamp: float = 0.0
-    """When it was saved, in seconds since 1970 by a clock that may be wrong: for people, never for order."""
+    """When it was saved, in seconds since 1970. The clock may be wrong: this is for people and never decides order."""
     periodic_save: bool = True
 
     def fields(self) -> dict[str, Any]:
-        """What a checkpoint holds: a plain dictionary, which needs no class of ours to be read."""
+        """What a checkpoint holds: a plain dictionary, readable without any class of Svitlo."""
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 
     @classmethod
     def from_fields(cls, values: Any) -> TrainingState:
-        """The state in a checkpoint. Raises `ValueError` where something is missing."""
+        """The state in a checkpoint. Raises `ValueError` if something is missing."""
         names = {item.name for item in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not names <= set(values):
             missing = sorted(names - set(values)) if isinstance(values, dict) else ["everything"]

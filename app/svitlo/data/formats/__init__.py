@@ -1,7 +1,7 @@
-"""Formats: how documents and conversations are laid out in files and rows. One module here for each, found by its name.
+"""Formats: how documents and conversations are laid out in files and rows. Each has one module here, found by its name.
 
-A new format is one new module in this folder that ends with `FORMAT = ...`; nothing else names it (see
-docs/add-a-format.md). Raw documents are what stands in the data, not yet cleaned; files are read in blocks and records
+A new format is one new module in this folder that ends with `FORMAT = ...`. Nothing else needs to name it (see
+docs/add-a-format.md). Raw documents are the content of the data before cleaning. Files are read in blocks, and records
 one at a time.
 """
 
@@ -30,7 +30,7 @@ class Raw(NamedTuple):
 
     format: str
     content: Any
-    """`Text` where the format gives text; what the format likes where it gives conversations."""
+    """`Text` if the format gives text. If it gives conversations, anything that the format understands."""
 
 
 class Text(NamedTuple):
@@ -41,48 +41,48 @@ class Text(NamedTuple):
 
 
 class Format(ABC):
-    """A format. What it says of itself is checked against data.yaml and against the data."""
+    """A format. Its declarations are checked against data.yaml and against the data."""
 
     gives: ClassVar[Literal["text", "conversations"]]
-    """What it is good for: phase 1 learns from text, phase 2 from conversations."""
+    """What it provides: phase 1 learns from text, phase 2 from conversations."""
     fields: ClassVar[tuple[str, ...]] = ()
-    """What each record must have."""
+    """The fields that each record must have."""
     optional_fields: ClassVar[tuple[str, ...]] = ()
-    """What is used where a record has it."""
+    """The fields that are used if a record has them."""
     aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Other names of a field that are as good as its own."""
+    """Other names that are accepted for a field."""
     other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """What else people call the fields, to propose a `fields` map."""
+    """What else people call the fields. Used to propose a `fields` map."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
-    """Right records: tests put anything at any place of them, and it ends in documents or in one message."""
+    """Valid records. Tests replace any part of them with anything, and expect documents or one clear message."""
     name: str
-    """The module's."""
+    """The name of the module."""
 
     @abstractmethod
     def row(self, source: Source, place: Place, record: dict[str, Any]) -> Any:
         """The content of a record that has all `fields`. Raises `DataError` that begins with `place`."""
 
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Any]:
-        """The contents of a file: of its records, where the format has no layout of its own. Raises `DataError`."""
+        """The contents of a file. By default it holds records. Override this for other layouts. Raises `DataError`."""
         for place, record in file_records(head, stream, needed_names(self, source)):
             yield self.row(source, place, checked_record(self, source, place, record))
 
     def looks_like(self, head: Head) -> bool:
-        """Whether a file that begins so is plainly of this format. What no format claims is not judged by this."""
+        """Whether a file with this head is clearly of this format. A file that no format claims is not rejected."""
         return head.kind == "json" and bool(self.fields) and head.fields.issuperset(self.fields)
 
     def fields_of(self, source: Source) -> tuple[str, ...]:
-        """`fields`, for this source."""
+        """`fields` for this source."""
         return self.fields
 
     def to_conversation(self, content: Any, tokenizer: Tokenizer, window: int) -> Outcome:
-        """What becomes of a content in phase 2: a conversation of at most `window` tokens, or why there is none."""
+        """What a content becomes in phase 2: a conversation of at most `window` tokens, or why there is none."""
         raise NotImplementedError(f"the format {self.name} gives text")
 
 
 @functools.cache
 def all_formats() -> dict[str, Format]:
-    """Every format by its name."""
+    """All formats by name."""
     formats: dict[str, Format] = {}
     for module in pkgutil.iter_modules(__path__):
         found = importlib.import_module(f"{__name__}.{module.name}").FORMAT
@@ -93,7 +93,7 @@ def all_formats() -> dict[str, Format]:
 
 
 def raw_documents(source: Source, name: str, stream: io.BufferedReader) -> Iterator[Raw]:
-    """The documents of one stream, in order. Raises `DataError` that names the file and shows what was seen."""
+    """The documents of one stream, in order. Raises `DataError` that names the file and shows what was found."""
     chosen = all_formats()[source.format]
     try:
         head = head_of(name, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
@@ -121,7 +121,7 @@ def to_conversation(raw: Raw, tokenizer: Tokenizer, window: int) -> Outcome:
 
 
 def texts_in(content: Any) -> Iterator[str]:
-    """All text in a content, whatever it is made of."""
+    """All text in a content of any type."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, (list, tuple)):
@@ -135,13 +135,13 @@ def texts_in(content: Any) -> Iterator[str]:
 
 
 def needed_names(chosen: Format, source: Source) -> frozenset[str]:
-    """What the fields that each record must have are called in this source."""
+    """The names of the required fields in this source."""
     names = source.fields or {}
     return frozenset(names.get(field, field) for field in chosen.fields_of(source))
 
 
 def used_columns(source: Source) -> list[str]:
-    """The columns of a data set that its format uses, where they are there."""
+    """The columns that the format uses if a data set has them."""
     chosen = all_formats()[source.format]
     names = source.fields or {}
     columns = [names.get(field, field) for field in (*chosen.fields_of(source), *chosen.optional_fields)]
@@ -156,7 +156,7 @@ def missing_column(source: Source, columns: list[str]) -> str | None:
 
 
 def checked_record(chosen: Format, source: Source, place: Place, record: Any) -> dict[str, Any]:
-    """The record under the format's names, with all fields that it needs. Raises `DataError`."""
+    """The record under the format's names, with all required fields. Raises `DataError`."""
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected a record with fields, found {type(record).__name__} {shown(record)}")
     ours = _ours(chosen, source, record)
@@ -167,7 +167,7 @@ def checked_record(chosen: Format, source: Source, place: Place, record: Any) ->
 
 
 def _ours(chosen: Format, source: Source, record: dict[str, Any]) -> dict[str, Any]:
-    """The record under the format's names, as far as it has the fields."""
+    """The record under the format's names, with the fields that it has."""
     ours = mapped(record, source.fields) if source.fields else record
     for field, aliases in chosen.aliases.items():
         if field not in ours and (alias := next((name for name in aliases if name in ours), None)):
@@ -188,7 +188,7 @@ def _problem(chosen: Format, source: Source, record: dict[str, Any], seen: list[
 
 
 def _proposal(chosen: Format, source: Source, seen: list[str]) -> str:
-    """The map that would fit, else another format that would."""
+    """A `fields` map that would fit, or else another format that would."""
     if chosen.fields_of(source) == chosen.fields:
         fitting = {field: _nearest(field, chosen.other_names.get(field, ()), seen) for field in chosen.fields}
         if all(fitting.values()) and len(set(fitting.values())) == len(fitting):

@@ -1,7 +1,7 @@
-"""Alpaca's records: an instruction, with an input where there is one, and the output as reply.
+"""Alpaca's records: an instruction, sometimes an input, and the output as reply.
 
-Two fields that trainers have added since: `history`, a list of earlier [question, answer] pairs, and `system`, which is
-put in front of the first turn.
+Trainers have since added two fields: `history`, a list of earlier [question, answer] pairs, and `system`, which goes
+before the first turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_OUTPUT = re.compile(r"\W*no[\s_-]*output\b.{0,60}", re.IGNORECASE | re.DOTAL
 
 
 class Instruction(NamedTuple):
-    """A record as it stands in the data."""
+    """A record, unchanged."""
 
     instruction: str
     input: str
@@ -77,7 +77,7 @@ class Alpaca(Format):
 
 
 def _says_nothing(given: str) -> bool:
-    """Whether an input says that there is none. What stands around its words does not count."""
+    """Whether an input says that there is none. Ignores everything around its words."""
     if given.lower() in _NO_INPUT_WORDS:
         return True
     words = list(islice(_WORDS.finditer(given), _MOST_WORDS + 1))

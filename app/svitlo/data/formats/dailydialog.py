@@ -1,6 +1,6 @@
-"""DailyDialog: dialogues of two people who take turns; the second is the assistant.
+"""DailyDialog: dialogues of two people who take turns. The second one becomes the assistant.
 
-The release has a dialogue on each line, with `__eou__` after each utterance; rows have a list of utterances.
+The release has one dialogue on each line, with `__eou__` after each utterance. Rows have a list of utterances.
 """
 
 from __future__ import annotations

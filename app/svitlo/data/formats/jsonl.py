@@ -1,6 +1,6 @@
-"""Records with a document each: `field` names the text, `title_field` what becomes its first line.
+"""Records with one document each: `field` names the text, `title_field` names its first line.
 
-The name says JSON lines; JSON arrays, CSV and Parquet are read as well.
+Despite the name, this reads JSON arrays, CSV and Parquet as well as JSON lines.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Conversations as chat services and most trainers exchange them, of any number of turns.
+"""Conversations of any number of turns, as chat services and most trainers exchange them.
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
     {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]}
 
-A system text (a message of that role, or a field `system` beside them) is put in front of the first user turn.
+A system text (a message of that role, or a separate field `system`) goes before the first user turn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Role(enum.Enum):
     ASSISTANT = 2
     SYSTEM = 3
     OTHER = 4
-    """A tool, for example: nothing that can be learnt from text alone."""
+    """For example a tool, which cannot be learnt from text alone."""
 
 
 _ROLES = {
@@ -41,7 +41,7 @@ _ROLES = {
 
 
 _KEYS = ({"messages", "role", "content"}, {"conversations", "from", "value"})
-"""Of records that are plainly conversations."""
+"""Keys that identify records as conversations."""
 
 
 class Message(NamedTuple):
@@ -92,7 +92,7 @@ class Messages(Format):
             elif role is (Role.ASSISTANT if len(turns) % 2 else Role.USER):
                 turns.append(text)
             elif turns:
-                turns[-1] += f"\n\n{text}"  # somebody spoke twice
+                turns[-1] += f"\n\n{text}"  # two turns in a row by the same speaker
             else:
                 changed = "replies before the first question left out"
         if len(turns) < 2:
@@ -103,7 +103,7 @@ class Messages(Format):
 
 
 def _messages(place: Place, messages: Any) -> list[Message]:
-    if isinstance(messages, str):  # as a table holds it
+    if isinstance(messages, str):  # tables hold it as text
         with contextlib.suppress(ValueError, RecursionError):
             messages = json.loads(messages, strict=False)
     if is_nothing(messages):
@@ -116,17 +116,17 @@ def _messages(place: Place, messages: Any) -> list[Message]:
             raise DataError(f"{place}: message {number} should have `role` and `content` and is {shown(message)}")
         role = message.get("role", message.get("from"))
         if not isinstance(role, str):
-            raise DataError(f"{place}: message {number} says by no `role` (or `from`) who speaks: {shown(message)}")
+            raise DataError(f"{place}: message {number} has no `role` (or `from`) to say who speaks: {shown(message)}")
         text = message.get("content", message.get("value"))
         found.append(Message(_ROLES.get(role.strip().lower(), Role.OTHER), _text_of(place, number, text)))
     return found
 
 
 def _text_of(place: Place, number: int, content: Any) -> str:
-    """OpenAI's content can be a list of parts, of which those of type text are read."""
+    """The text of a message. OpenAI's content can be a list of parts, which must all be text."""
     if isinstance(content, list):
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise DataError(f"{place}: message {number} holds something else than text: {shown(content)}")
+            raise DataError(f"{place}: message {number} holds something other than text: {shown(content)}")
         return "\n\n".join(part["text"] for part in content)
     return text_in(place, f"content of message {number}", content)
 

@@ -1,6 +1,6 @@
-"""SQuAD: questions about a context. The reply is the answer, or that the text does not say.
+"""SQuAD: questions about a context. The reply is the answer, or says that the text does not contain it.
 
-Files are articles with paragraphs with questions, as published, or rows with one question each, as on the hub.
+Files hold articles with paragraphs with questions, as published, or rows with one question each, as on the hub.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Question(NamedTuple):
     context: str
     question: str
     answer: str | None
-    """The first answer; None where there is none."""
+    """The first answer, or None."""
     answer_start: int
-    """Where the answer stands in the context, in characters."""
+    """Where the answer begins in the context, in characters."""
     is_impossible: bool | None
-    """None where the data does not say."""
+    """None if the data does not say."""
 
 
 class Squad(Format):
@@ -70,7 +70,7 @@ class Squad(Format):
     def row(self, source: Source, place: Place, record: dict[str, Any]) -> Question:
         found = _question(place, record["title"], record["context"], record)
         if found.is_impossible is None and "v2" in (source.hub or ""):
-            return found._replace(is_impossible=found.answer is None)  # the hub's copy of v2.0 says it in this way only
+            return found._replace(is_impossible=found.answer is None)  # the hub's copy of v2.0 has no other sign
         return found
 
     def looks_like(self, head: Head) -> bool:
@@ -79,7 +79,7 @@ class Squad(Format):
         )
 
     def to_conversation(self, content: Question, tokenizer: Tokenizer, window: int) -> Outcome:
-        """A context that is too long is cut at word borders around the answer, which always stays whole."""
+        """Cuts a context that is too long at word borders around the answer. The answer always stays whole."""
         question = " ".join(clean_content(content.question).split())
         if not question or not content.context.strip():
             return dropped("no question")
@@ -115,7 +115,7 @@ class Squad(Format):
         return outcome_of(contents, content.title, tokens, mask, changed)
 
 
-# --- what stands in the data -----------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _questions_of(article: dict[str, Any], place: Place) -> Iterator[Question]:
@@ -166,7 +166,7 @@ def _first_answer(place: Place, where: str, answers: Any) -> tuple[str | None, i
 
 
 def _answer_text(place: Place, where: str, text: Any) -> str | None:
-    """Years stand as numbers where a table was in between."""
+    """The text of an answer. Converters that go through a table can turn years into numbers."""
     if is_nothing(text):
         return None
     if isinstance(text, str):
@@ -224,7 +224,7 @@ class _Excerpt(NamedTuple):
         return self.context[self.words[self.first][0] : self.words[self.last][1]]
 
     def shorter(self) -> _Excerpt | None:
-        """One word less, from the side that has more to spare; None where only what must stay is left."""
+        """One word less, from the side that has more to spare. None if only the needed words are left."""
         before, after = self.needed_first - self.first, self.last - self.needed_last
         if before == after == 0:
             return None
@@ -232,9 +232,9 @@ class _Excerpt(NamedTuple):
 
 
 def _cut_around(context: str, start: int, end: int, excess: int, tokenizer: Tokenizer) -> _Excerpt:
-    """The context without about `excess` tokens, taken from the side farther from the answer first.
+    """The context shortened by about `excess` tokens, first on the side that reaches farther from the answer.
 
-    Where there is no answer (`start == end`), the beginning stays.
+    Without an answer (`start == end`), the beginning stays.
     """
     words = [found.span() for found in _WORD.finditer(context)]
     if start == end:

@@ -1,7 +1,7 @@
-"""Plain text: a document for each block of lines between blank lines. In rows, one for each row.
+"""Plain text: one document per block of lines between blank lines. In rows, one document per row.
 
-A document that is very long (a corpus on one line) is cut at sentence ends, so that memory stays bounded and some of it
-can validate.
+A very long document (a corpus on one line) is cut at sentence ends. This bounds memory, and lets a part of the text be
+used for validation.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from svitlo.errors import DataError
 
 BLOCK_CHARACTERS = 1 << 18
 LONGEST_DOCUMENT = 1 << 18
-"""Characters; what is longer is no article and is cut."""
+"""In characters. Anything longer is not an article and is cut."""
 PART_CHARACTERS = 1 << 14
-"""About so long are the parts of what is cut."""
+"""The approximate length of the parts."""
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]* ")
 
 
 class RowText(Format):
-    """What formats with one field of text in each record share."""
+    """Shared by formats with one text field in each record."""
 
     gives = "text"
     examples = ({"text": "The lamp"},)
@@ -78,7 +78,7 @@ def _cut_if_long(document: str) -> Iterator[Text]:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """A part of about `PART_CHARACTERS` that ends with a sentence, else with a word, and the rest."""
+    """A part of about `PART_CHARACTERS` that ends with a sentence, or else with a word, and the rest."""
     ends = [found.end() for found in _SENTENCE_END.finditer(text, PART_CHARACTERS // 2, PART_CHARACTERS)]
     position = ends[-1] if ends else text.rfind(" ", 1, PART_CHARACTERS) + 1
     position = position or PART_CHARACTERS

@@ -1,4 +1,4 @@
-"""WikiExtractor's output: a title and a text for each <doc> ... </doc>, or for each JSON line."""
+"""WikiExtractor's output: one title and text per <doc> ... </doc>, or per JSON line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _json_article(line: str, number: int, name: str) -> Text:
 
 
 def _without_title(title: str, text: str) -> str:
-    """WikiExtractor repeats the title as the first line."""
+    """The text without its first line if that repeats the title, as WikiExtractor does."""
     first, _, rest = text.lstrip().partition("\n")
     return rest if first.strip() == title.strip() else text
 
