@@ -1,4 +1,4 @@
-"""One phase, step by step: batch → gradient → step → save? → evaluate? → report → stop?
+"""One phase, step by step: batch → gradient → finite? → step → save? → evaluate? → report → stop?
 
 Everything that outlives the process is in `TrainingState`. The power may fail between any two lines: the loop then goes
 on from the last checkpoint with the same bits.
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from svitlo.config import PhaseConfig
+from svitlo.errors import SvitloError
 from svitlo.interruption import Interruption
 from svitlo.reporting.observer import Observer
-from svitlo.training.batches import Batches
+from svitlo.training.batches import Batches, MicroBatch
 from svitlo.training.evaluation import validation_loss
 from svitlo.training.gradient import Gradient
 from svitlo.training.model import GPT2
@@ -24,6 +25,13 @@ from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.saving import Saver
 from svitlo.training.schedule import learning_rate_fraction
 from svitlo.training.state import TrainingState
+
+_MOST_LOSS = 2.0
+"""In multiples of log(vocabulary)."""
+
+
+class Diverged(SvitloError):  # noqa: N818 — says what is wrong
+    """A loss or a gradient that must not reach the weights."""
 
 
 @dataclass
@@ -103,7 +111,9 @@ def train_step(run: PhaseRun) -> bool:
     loss = run.gradient.compute(batch, step, is_sampled=run.is_sampled, keep_going=keep_going)
     if loss is None:
         return False
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_gradient_norm)
+    norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_gradient_norm))
+    if not is_sane(run, loss, norm):
+        raise explained_divergence(run, batch, loss, norm)
     fraction = learning_rate_fraction(step, run.num_steps, config)
     run.optimizer.step(fraction)
     run.gradient.forget()
@@ -115,8 +125,38 @@ def train_step(run: PhaseRun) -> bool:
     state.tokens_seen += sum(micro_batch.num_targets for micro_batch in batch)
     state.training_seconds += seconds
     num_tokens = sum(micro_batch.inputs.numel() for micro_batch in batch)
-    run.observer.step(state, fraction * config.learning_rate, float(norm), num_tokens, seconds)
+    run.observer.step(state, fraction * config.learning_rate, norm, num_tokens, seconds)
     return True
+
+
+def is_sane(run: PhaseRun, loss: float, norm: float = 0.0) -> bool:
+    """Whether a loss and a gradient norm may reach the weights.
+
+    A model that knows nothing has a loss of log(vocabulary). Twice as much means that it is sure of what is wrong.
+    """
+    return loss < _MOST_LOSS * math.log(run.state.vocab_size) and math.isfinite(norm)  # false for NaN, too
+
+
+def explained_divergence(run: PhaseRun, batch: list[MicroBatch], loss: float, norm: float) -> Diverged:
+    """Compute the same step again: it is a pure function, so another result means that the machine is at fault."""
+    state, training = run.state, run.config.training
+    run.gradient.forget()
+    again = run.gradient.compute(batch, state.global_step, is_sampled=run.is_sampled)
+    norm_again = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), training.max_gradient_norm))
+    run.gradient.forget()
+    seen = f"step {state.global_step + 1:,} of phase {state.phase}: loss {loss:g}, gradient norm {norm:g}"
+    kept = "The weights were not changed, and the last checkpoint is untouched"
+    if repr((loss, norm)) == repr((again, norm_again)):
+        return Diverged(
+            f"{seen}. Computed again, it is the same, so the learning rate or the data is the reason. {kept}. Lower "
+            f"training.learning_rate ({training.learning_rate:g}) and training.muon_learning_rate "
+            f"({training.muon_learning_rate:g}) in the configuration of this phase, and begin again with `make new-run`"
+        )
+    return Diverged(
+        f"{seen}. Computed again, loss is {again:g} and gradient norm {norm_again:g}: the same step gave two results, "
+        f"so the memory or the CPU of this machine is faulty. {kept}. Take back any overclocking and test the memory "
+        f"(for example with memtest86+), then start again: `docker compose restart trainer`"
+    )
 
 
 def is_evaluation_due(run: PhaseRun) -> bool:
@@ -142,6 +182,12 @@ def evaluate(run: PhaseRun) -> None:
 
     precision = str(state.numerics["precision"])
     loss = validation_loss(run.model, run.validation, config.evaluation.max_sequences, precision, stop_if_asked)
+    if not is_sane(run, loss):
+        raise Diverged(
+            f"step {state.global_step:,} of phase {state.phase}: validation loss {loss:g}: the weights are no longer "
+            f"usable. Older checkpoints are in the folder of this phase; go on from one with `svitlo train --resume "
+            f"FILE`, or begin again with a lower learning rate and `make new-run`"
+        )
     improved = state.best_loss is None or loss < state.best_loss - config.training.min_improvement
     keeps_last = config.training.keep_weights == "last"
     is_best = state.best_loss is None or loss < state.best_loss
