@@ -196,7 +196,7 @@ def _evaluate(setup: Setup, trained: Any) -> None:
     model = GPT2(ModelConfig(), trained.lm_head.weight.shape[0])
     model.load_state_dict(trained.state_dict())
     loss = validation_loss(
-        model, _data(setup, "validation", 4, 1), setup.validation_sequences, "fp32", on_batch=lambda: None
+        model, _data(setup, "validation", 4, 1), setup.validation_sequences, "fp32", on_batch=lambda *_: None
     )
     _say(loss=loss, perplexity=math.exp(loss))
 

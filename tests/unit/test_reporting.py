@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,3 +202,39 @@ def test_the_time_left_counts_the_last_steps_for_as_long_as_they_take(tmp_path: 
                 assert read_status(volumes.status).seconds_left == pytest.approx(sum(seconds[step + 1 :]))
     finally:
         progress.close()
+
+
+def test_an_evaluation_says_how_far_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    volumes = Volumes(tmp_path)
+    (tmp_path / "logs").mkdir()
+    state = TrainingState(1, 100, {}, {}, "", "", {}, "")
+    progress = Progress(volumes, ReportingConfig(line_every_seconds=1e-9))
+    try:
+        for done in (0, 4, 496):
+            progress.evaluating(state, done, 500)
+        progress.evaluated(state, 10.8, True, "the best so far", [("The sun is", "noise")])
+        status = read_status(volumes.status)
+        state.global_step = 10
+        progress.evaluated(state, 9.8, True, "the best so far", [("The sun is", "a star")])
+    finally:
+        progress.close()
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "evaluating | phase 1 | step 0 | 0 of 500 sequences"
+    assert re.fullmatch(r"evaluating \| phase 1 \| step 0 \| 4 of 500 sequences \| \d+ s left", lines[1])
+    assert lines[2].endswith("| 0 s left")
+    assert status is not None
+    assert status.state == "evaluating"
+    assert not any("noise" in line for line in lines), "random weights have nothing to say"
+    assert any("a star" in line for line in lines)
+    samples = [record for record in read_metrics(volumes.metrics) if record["kind"] == "sample"]
+    assert len(samples) == 2, "the record has both"
+
+
+def test_an_evaluation_in_short_intervals_prints_few_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    state = TrainingState(1, 100, {}, {}, "", "", {}, "")
+    progress = Progress(Volumes(tmp_path), ReportingConfig(line_every_seconds=1_000))
+    for done in range(0, 500, 4):
+        progress.evaluating(state, done, 500)
+    progress.close()
+    assert len(capfd.readouterr().out.splitlines()) == 1

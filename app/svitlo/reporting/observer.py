@@ -49,8 +49,8 @@ class Observer:
     def update(self, state: RunState, num_steps: int, max_epochs: int, work_left: Callable[[int], float]) -> None:
         """One iteration of the loop is done. `work_left` gives the cost of a step and all after it, in any unit."""
 
-    def evaluating(self, state: RunState) -> None:
-        """An evaluation begins."""
+    def evaluating(self, state: RunState, num_done: int, num_sequences: int) -> None:
+        """An evaluation is at work: so many of the sequences are done, 0 at its beginning."""
 
     def evaluated(
         self, state: RunState, loss: float, is_best: bool, verdict: str, samples: list[tuple[str, str]]

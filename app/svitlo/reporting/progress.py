@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from svitlo.config import ReportingConfig
-from svitlo.phases import Phase
+from svitlo.phases import PHASES, Phase, phase_numbered
 from svitlo.reporting.events import EventLog, now_as_text, print_line
 from svitlo.reporting.metrics import MetricsLog, read_metrics
 from svitlo.reporting.observer import Observer, RunState
@@ -40,6 +40,7 @@ class Progress(Observer):
         self._process = psutil.Process()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
         self._printed_at = -math.inf
+        self._evaluating_since = 0.0
         self._written_at = -math.inf
         self._waiting_for: Phase | None = None
         self._saved_at: float | None = None
@@ -211,9 +212,19 @@ class Progress(Observer):
         set_health(True, f"training, phase {state.phase}")
         print_line(progress_line(Status(**self._status)))
 
-    def evaluating(self, state: RunState) -> None:
-        """An evaluation begins."""
-        self._write(state="evaluating", phase=state.phase, step=state.global_step)
+    def evaluating(self, state: RunState, num_done: int, num_sequences: int) -> None:
+        """Print a line when an evaluation begins, and again when it is time to: it can take minutes."""
+        now = time.monotonic()
+        if num_done == 0:
+            self._evaluating_since = now
+            self._write(state="evaluating", phase=state.phase, step=state.global_step)
+        elif now - self._printed_at < self._config.line_every_seconds:
+            return
+        self._printed_at = now
+        left = (now - self._evaluating_since) * (num_sequences - num_done) / num_done if num_done else None
+        where = f"phase {state.phase} | step {state.global_step:,}"
+        time_left = f" | {duration(left)} left" if left is not None else ""
+        print_line(f"evaluating | {where} | {num_done:,} of {num_sequences:,} sequences{time_left}")
 
     def evaluated(
         self, state: RunState, loss: float, is_best: bool, verdict: str, samples: list[tuple[str, str]]
@@ -240,10 +251,13 @@ class Progress(Observer):
             **where,
             validation_loss=loss,
         )
+        is_untrained = state.global_step == 0 and phase_numbered(state.phase) is PHASES[0]
         for prompt, completion in samples:
             self._metrics.append(
                 {"kind": "sample", **where, "prompt": prompt, "completion": completion, "time": now_as_text()}
             )
+            if is_untrained:  # random weights write noise
+                continue
             print_line(f'  "{prompt}" → {" ".join(completion.split())}')
         self._status.update(validation_loss=loss, best_loss=state.best_loss)
 

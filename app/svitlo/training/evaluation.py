@@ -29,18 +29,23 @@ def validation_loss(
     batches: Batches,
     max_sequences: int | None,
     precision: str,
-    on_batch: Callable[[], None],
+    on_batch: Callable[[int, int], None],
 ) -> float:
-    """Mean loss in nats, per token that carries loss. `on_batch` is called between batches and may raise to stop."""
-    total, num_targets = 0.0, 0
+    """Mean loss in nats, per token that carries loss.
+
+    `on_batch` is called before each batch with the sequences done and the sequences in all. It may raise to stop.
+    """
+    total, num_targets, num_done = 0.0, 0, 0
+    num_sequences = min(batches.num_sequences, max_sequences or batches.num_sequences)
     model.train(False)
     try:
         with torch.no_grad():
             for batch in batches.in_order(max_sequences):
-                on_batch()
+                on_batch(num_done, num_sequences)
                 hidden, targets = hidden_states(model, embedded(model, batch.inputs), batch, precision)
                 total += head_loss(hidden, model.lm_head.weight, targets)
                 num_targets += len(targets)
+                num_done += len(batch.inputs)
     finally:
         model.train()
     return total / max(1, num_targets)

@@ -174,14 +174,14 @@ def evaluate(run: PhaseRun) -> None:
     """
     state, config = run.state, run.config
     start = time.perf_counter()
-    run.observer.evaluating(state)
 
-    def stop_if_asked() -> None:
+    def on_batch(num_done: int, num_sequences: int) -> None:
         run.observer.alive()
         run.interruption.check()
+        run.observer.evaluating(state, num_done, num_sequences)
 
     precision = str(state.numerics["precision"])
-    loss = validation_loss(run.model, run.validation, config.evaluation.max_sequences, precision, stop_if_asked)
+    loss = validation_loss(run.model, run.validation, config.evaluation.max_sequences, precision, on_batch)
     if not is_sane(run, loss):
         raise Diverged(
             f"step {state.global_step:,} of phase {state.phase}: validation loss {loss:g}: the weights are no longer "
