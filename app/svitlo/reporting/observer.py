@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,9 @@ class RunState(Protocol):
 
 class Observer:
     """Is told what happens, and decides nothing."""
+
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+    """In seconds, for what is timed: without the time during which the process could not run, where that is known."""
 
     def alive(self) -> None:
         """Work goes on. Called often."""

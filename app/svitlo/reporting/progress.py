@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import math
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from svitlo.reporting.events import EventLog, now_as_text, print_line
 from svitlo.reporting.metrics import MetricsLog, read_metrics
 from svitlo.reporting.observer import Observer, RunState
 from svitlo.reporting.status import WAITING_FOR_DATA, Status, progress_line, set_health, write_status
+from svitlo.running import RunningClock, Watchdog
 from svitlo.storage.space import reason_of, remedy_for
 from svitlo.units import duration
 from svitlo.volumes import Volumes
@@ -37,6 +37,9 @@ class Progress(Observer):
         self._metrics = MetricsLog(volumes.metrics)
         self._events = EventLog(volumes.events)
         self._quiet_events = EventLog(volumes.events, say=lambda _: None)
+        self.clock = RunningClock()
+        """What steps are timed with."""
+        self._watchdog = Watchdog(self.clock, config.stop_after_seconds_without_progress)
         self._process = psutil.Process()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
         self._printed_at = -math.inf
@@ -62,10 +65,9 @@ class Progress(Observer):
     def alive(self) -> None:
         """Called wherever work makes progress. The watchdog ends a process that stops calling it, so that it restarts.
 
-        The log then has the stacks of all threads. This runs in faulthandler's own thread, so it works even in a
-        deadlock.
+        The log then has the stacks of all threads. A pause of the whole container does not count.
         """
-        faulthandler.dump_traceback_later(self._config.stop_after_seconds_without_progress, exit=True)
+        self._watchdog.alive()
         if time.monotonic() - self._written_at > _STATUS_EVERY_SECONDS:
             self._write()
 
@@ -109,7 +111,7 @@ class Progress(Observer):
 
     def close(self) -> None:
         """The process is about to end, or to wait."""
-        faulthandler.cancel_dump_traceback_later()
+        self._watchdog.stop()
         self._metrics.close()
 
     # --- a phase -----------------------------------------------------------------------------------------------------

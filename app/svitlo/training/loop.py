@@ -7,7 +7,6 @@ on from the last checkpoint with the same bits.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,7 +99,7 @@ def train_phase(run: PhaseRun) -> None:
 def train_step(run: PhaseRun) -> bool:
     """One optimizer step. Returns False if a signal interrupted it: model and optimizer are then unchanged."""
     state, config = run.state, run.config.training
-    start = time.perf_counter()
+    start = run.observer.clock()
     step = state.global_step
     batch = run.train.step(step)
 
@@ -118,7 +117,7 @@ def train_step(run: PhaseRun) -> bool:
     run.optimizer.step(fraction)
     run.gradient.forget()
 
-    seconds = time.perf_counter() - start
+    seconds = run.observer.clock() - start
     state.global_step = step + 1
     state.epoch = step // run.train.steps_per_epoch
     state.loss = loss
@@ -173,7 +172,7 @@ def evaluate(run: PhaseRun) -> None:
     evaluation is simply repeated.
     """
     state, config = run.state, run.config
-    start = time.perf_counter()
+    start = run.observer.clock()
 
     def on_batch(num_done: int, num_sequences: int) -> None:
         run.observer.alive()
@@ -198,7 +197,7 @@ def evaluate(run: PhaseRun) -> None:
     state.last_evaluated_step = state.global_step
     with run.interruption.at_once():  # the state was saved before the evaluation
         samples = run.write_samples(run.model)
-    state.training_seconds += time.perf_counter() - start
+    state.training_seconds += run.observer.clock() - start
     verdict = "the best so far" if is_best else f"best is {state.best_loss:.4f} at step {state.best_step:,}"
     run.observer.evaluated(state, loss, is_best, "the last is kept" if keeps_last else verdict, samples)
 
