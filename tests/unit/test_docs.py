@@ -1,4 +1,4 @@
-"""The documents keep their word: links lead somewhere, commands and tests exist, and both READMEs say the same."""
+"""The documents are true: links lead somewhere, commands and tests exist, and both READMEs say the same."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def headings(text: str) -> list[tuple[int, str]]:
 
 
 def anchors(text: str) -> dict[str, str]:
-    """The headings by what GitHub calls them: lower case, no punctuation, hyphens for spaces, numbers if repeated."""
+    """GitHub's anchors of the headings: lower case, no punctuation, hyphens for spaces, numbers if repeated."""
     seen: Counter[str] = Counter()
     found = {}
     for _, heading in headings(text):
@@ -96,7 +96,7 @@ def anchors(text: str) -> dict[str, str]:
 
 
 def code_spans(text: str) -> list[str]:
-    """Inline code, also that in the comments of code blocks."""
+    """Inline code, including that in the comments of code blocks."""
     prose, blocks = split(text)
     parts = [prose, *(line for block in blocks for line in block)]
     return [" ".join(span.split()) for part in parts for span in CODE_SPAN.findall(part)]
@@ -108,7 +108,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def targets(text: str) -> tuple[Counter[str], Counter[str]]:
-    """Where links lead, and which images are shown."""
+    """The targets of links and images."""
     plain = CODE_SPAN.sub("", split(text)[0])
     images = re.findall(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)", plain) + re.findall(r'\ssrc="([^"]+)"', plain)
     every = re.findall(r'\]\(([^)\s]+)[^)]*\)|^\[[^\]]+\]: +(\S+)|\s(?:src|href)="([^"]+)"', plain, flags=re.MULTILINE)
@@ -129,7 +129,7 @@ def tables(text: str) -> list[list[int]]:
 
 
 def make_targets(text: str) -> set[str]:
-    """What `make` is asked for, in inline code and in code blocks."""
+    """The targets of `make` in inline code and in code blocks."""
     lines = [*code_spans(text), *(line for block in commands(text) for line in block)]
     return {target for line in lines for target in re.findall(r"(?<!\S)make (?:[A-Z]+=\S* )*([a-z.][\w.-]*)", line)}
 
@@ -218,7 +218,7 @@ def test_the_index_of_the_log_is_complete() -> None:
 
 @pytest.mark.parametrize("path", [ENGLISH, UKRAINIAN, DURABILITY, ROOT / "docs" / "security.md"], ids=name)
 def test_every_test_that_is_named_exists(path: Path) -> None:
-    """A file with or without its folder, a file and a test, or only a test, which is then in the file named before."""
+    """Named by file (with or without folder), by file and test, or by test alone, in the file named before it."""
     files: list[Path] = []
     for span in code_spans(path.read_text()):
         found = re.fullmatch(r"(tests/[\w/.-]*|test_\w+\.py)?(?:(?:::)?(test_\w+)(?:\[.*\])?)?", span)
@@ -238,7 +238,7 @@ def test_every_test_that_is_named_exists(path: Path) -> None:
 
 
 def test_documents_are_read_as_github_shows_them() -> None:
-    """Otherwise the tests above could pass for want of anything to compare."""
+    """Otherwise the tests above could pass because they find nothing to compare."""
     assert headings(SAMPLE) == [(1, "Title"), (2, "At most 60 s, `under` 1 % of [it](x.md)"), (2, "Title")]
     assert list(anchors(SAMPLE)) == ["title", "at-most-60-s-under-1--of-it", "title-1"]
     assert commands(SAMPLE) == [["make up && make logs", "", "echo a#b"], ["FOO=1 make status"]]
