@@ -15,6 +15,7 @@ from typing import Any
 from svitlo.errors import DataError, SvitloError
 from svitlo.phases import Phase, phase_numbered
 from svitlo.storage.files import digest_of, sha256_of
+from svitlo.storage.space import reason_of
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -111,7 +112,7 @@ def load_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise DataNotReady(f"{path}: missing, so the data is not prepared yet. Run `svitlo prepare`") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({reason_of(error)})") from error
     try:
         content = json.loads(data)
         _check(content)
@@ -144,7 +145,7 @@ def file_problem(folder: Path, file: ShardFile) -> str | None:
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"cannot be read ({reason_of(error)})"
     return None if found == file.sha256 else f"is damaged (SHA-256 {found[:12]}… instead of {file.sha256[:12]}…)"
 
 

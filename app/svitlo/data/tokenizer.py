@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svitlo.errors import SvitloError
+from svitlo.storage.space import reason_of
 
 NAME = "gpt2"
 VOCAB_SIZE = 50257
@@ -44,7 +45,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TokenizerMissing(
-            f"{path}: the tokenizer cannot be read ({error.strerror}). It is made when the image or .venv is built: "
+            f"{path}: the tokenizer cannot be read ({reason_of(error)}). It is made when the image or .venv is built: "
             f"build it again"
         ) from error
 

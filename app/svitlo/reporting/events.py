@@ -17,6 +17,7 @@ from typing import Any
 
 from svitlo.reporting.jsonlines import read_json_lines
 from svitlo.storage.files import append_line
+from svitlo.storage.space import reason_of
 
 
 def now_as_text() -> str:
@@ -43,7 +44,7 @@ class EventLog:
             append_line(self.path, json.dumps(event, ensure_ascii=False, default=str))
         except OSError as error:
             with contextlib.suppress(OSError, ValueError):
-                print(f"{self.path}: this event could not be kept ({error.strerror})", file=sys.stderr, flush=True)
+                print(f"{self.path}: this event could not be kept ({reason_of(error)})", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError, ValueError):  # standard output may be closed
             self._say(message)
 

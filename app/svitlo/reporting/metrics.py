@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from svitlo.reporting.jsonlines import parse_json_line, read_json_lines
 from svitlo.storage.files import fsync_file, open_for_append, truncate_durably, write_durably
+from svitlo.storage.space import reason_of
 
 _TAIL_BYTES = 1 << 18
 """More than the lines of one evaluation with its samples, so the last step is always within it."""
@@ -96,7 +97,7 @@ class MetricsLog:
     def _give_up(self, error: OSError) -> None:
         """Say once why records are being lost, and drop the file. Failed writes are not retried."""
         if not self._is_failing:
-            print(f"{self.path}: metrics are not being kept ({error.strerror})", file=sys.stderr, flush=True)
+            print(f"{self.path}: metrics are not being kept ({reason_of(error)})", file=sys.stderr, flush=True)
         self._is_failing = True
         file, self._file = self._file, None
         if file is not None:

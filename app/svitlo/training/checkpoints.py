@@ -27,6 +27,7 @@ from svitlo.storage.files import (
     write_json,
 )
 from svitlo.storage.seal import check_seal, label_of
+from svitlo.storage.space import reason_of
 from svitlo.training.state import TrainingState
 
 LAST = "last_checkpoint.pt"
@@ -54,7 +55,7 @@ def load_checkpoint(path: Path, phase: Phase | None = None) -> TrainingState:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except PermissionError as error:
-        raise CheckpointError(f"{path}: cannot be read by user {os.getuid()} ({error.strerror})") from error
+        raise CheckpointError(f"{path}: cannot be read by user {os.getuid()} ({reason_of(error)})") from error
     except pickle.UnpicklingError as error:  # torch's own message advises switching the protection off
         raise CheckpointError(
             f"{path}: not a checkpoint of Svitlo (it holds something other than tensors, numbers and text, which is "
