@@ -208,6 +208,7 @@ def _svitlo(setup: Setup) -> None:
     from svitlo.training.gradient import Gradient
     from svitlo.training.loop import PhaseRun, train_step
     from svitlo.training.loss import VocabularySampler
+    from svitlo.training.machine_check import MachineCheck
     from svitlo.training.numerics import DTYPES
     from svitlo.training.optimizer import PhaseOptimizer
     from svitlo.training.saving import Saver
@@ -232,6 +233,7 @@ def _svitlo(setup: Setup) -> None:
         interruption=interruption,
         observer=observer,
         write_samples=lambda _: [],
+        machine_check=MachineCheck(observer.clock),
         whole_head_cost=1.0,
     )
     run.gradient.warm_up(train.step(0), 0, is_sampled=run.is_sampled)

@@ -15,6 +15,7 @@ from svitlo.reporting.observer import Observer
 from svitlo.training import loop
 from svitlo.training.batches import MicroBatch
 from svitlo.training.loop import Diverged, PhaseRun, train_step
+from svitlo.training.machine_check import MachineCheck
 from svitlo.training.saving import Saver
 from svitlo.training.state import TrainingState
 from tests.conftest import Job
@@ -84,6 +85,7 @@ def run_of(losses: list[float], norms: list[float], folder: Path) -> tuple[Phase
         interruption=interruption,
         observer=observer,
         write_samples=lambda _: [],
+        machine_check=MachineCheck(observer.clock),
         whole_head_cost=1.0,
         **parts,
     )

@@ -191,7 +191,7 @@ def test_the_time_left_counts_the_last_steps_for_as_long_as_they_take(tmp_path: 
     state = TrainingState(1, 100, {}, {}, "", "", {}, "")
     progress = Progress(volumes, ReportingConfig(line_every_seconds=1e-9))
     train, unused = SimpleNamespace(steps_per_epoch=200), MagicMock()
-    run = PhaseRun(state, config, unused, unused, unused, train, unused, unused, unused, progress, unused, 2.2)
+    run = PhaseRun(state, config, unused, unused, unused, train, unused, unused, unused, progress, unused, unused, 2.2)
     seconds = [1.0] * 160 + [2.2] * 40
     try:
         for step, cost in enumerate(seconds):

@@ -17,12 +17,14 @@ from svitlo.errors import AlreadyRunning, ConfigError, SvitloError
 from svitlo.interruption import Interrupted, Interruption
 from svitlo.manifest import DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.phases import PHASES, PRETRAINING, Phase
-from svitlo.reporting.progress import Progress
+from svitlo.reporting.events import read_events
+from svitlo.reporting.progress import GAVE_UP, MACHINE_FAULT, Progress
 from svitlo.reporting.status import ensure_complete
 from svitlo.storage.files import write_json
 from svitlo.storage.locks import exclusive_lock
 from svitlo.training.checkpoints import find_newest, load_checkpoint
 from svitlo.training.identity import changes_since
+from svitlo.training.machine_check import MOST_FAULTS, MachineFault
 from svitlo.volumes import Volumes
 
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -73,6 +75,7 @@ def train(request: Request, interruption: Interruption) -> str:
         with _ending_noted(record, progress):
             if ending is not None:
                 _give_up_if_it_keeps_dying(ending, progress)
+            _give_up_if_the_machine_is_faulty(volumes, progress)
             for phase in request.phases:
                 _run_phase(request, configs[phase], phase, interruption, progress)
             return _finish(volumes, configs, interruption, progress)
@@ -106,6 +109,8 @@ def _ending_noted(record: ProcessRecord, progress: Progress) -> Iterator[None]:
         record.end(str(interrupted))
         raise
     except SvitloError as error:
+        if isinstance(error, MachineFault):
+            progress.machine_fault(str(error))
         record.end(str(error))
         raise
     except Exception as error:
@@ -125,6 +130,25 @@ def _give_up_if_it_keeps_dying(ending: Ending, progress: Progress) -> None:
         f"the trainer has died {ending.deaths} times in a row {ending.place} and never got any further. The last time "
         f"it was ended by {ending.cause}. All checkpoints are kept. Check the log (`make logs`) and the memory limit "
         f"(TRAINER_MEMORY in .env). Then start it again with `docker compose restart trainer`"
+    )
+    progress.gave_up(reason)
+    raise KeepsDying(reason)
+
+
+def _give_up_if_the_machine_is_faulty(volumes: Volumes, progress: Progress) -> None:
+    """Raise `KeepsDying` after three faults in this run. That is a clean end, so the next start tries again."""
+    num_faults = 0
+    for event in read_events(volumes.events):
+        if event["event"] == MACHINE_FAULT:
+            num_faults += 1
+        elif event["event"] == GAVE_UP:
+            num_faults = 0
+    if num_faults < MOST_FAULTS:
+        return
+    reason = (
+        f"this machine has computed the same step in two ways {num_faults} times, so its memory or its CPU is faulty. "
+        f"All checkpoints are kept. Take back any overclocking and test the memory, for example with memtest86+. Then "
+        f"start the trainer again with `docker compose restart trainer`"
     )
     progress.gave_up(reason)
     raise KeepsDying(reason)

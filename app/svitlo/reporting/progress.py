@@ -22,6 +22,9 @@ from svitlo.storage.space import reason_of, remedy_for
 from svitlo.units import duration
 from svitlo.volumes import Volumes
 
+MACHINE_FAULT = "machine fault"
+GAVE_UP = "gave up"
+"""Kinds of events that later starts look for."""
 _RECENT_STEPS = 50
 """Speed and time left are averages over this many steps."""
 _STATUS_EVERY_SECONDS = 20.0
@@ -93,9 +96,13 @@ class Progress(Observer):
         self._write(state="stopped", message=reason)
         self._events.record("stopped", reason)
 
+    def machine_fault(self, message: str) -> None:
+        """The machine has computed one thing in two ways."""
+        self._quiet_events.record(MACHINE_FAULT, message)  # the command line says it
+
     def gave_up(self, reason: str) -> None:
         """The trainer has died so often that it does not try again by itself."""
-        self._quiet_events.record("gave up", reason)  # the command line says it
+        self._quiet_events.record(GAVE_UP, reason)  # the command line says it
 
     def exporting(self) -> None:
         """The model is about to be exported in the usual formats."""

@@ -19,6 +19,7 @@ from svitlo.reporting.observer import Observer
 from svitlo.training.batches import Batches, MicroBatch
 from svitlo.training.evaluation import validation_loss
 from svitlo.training.gradient import Gradient
+from svitlo.training.machine_check import MachineCheck, MachineFault, difference, gradients_of
 from svitlo.training.model import GPT2
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.saving import Saver
@@ -48,6 +49,7 @@ class PhaseRun:
     interruption: Interruption
     observer: Observer
     write_samples: Callable[[GPT2], list[tuple[str, str]]]
+    machine_check: MachineCheck
     whole_head_cost: float
     """How many times longer a step takes with the whole vocabulary than with a sampled one."""
 
@@ -108,7 +110,7 @@ def train_step(run: PhaseRun) -> bool:
         return not run.interruption.requested
 
     loss = run.gradient.compute(batch, step, is_sampled=run.is_sampled, keep_going=keep_going)
-    if loss is None:
+    if loss is None or (run.machine_check.is_due() and not is_the_same_again(run, batch, loss, keep_going)):
         return False
     norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.max_gradient_norm))
     if not is_sane(run, loss, norm):
@@ -125,6 +127,27 @@ def train_step(run: PhaseRun) -> bool:
     state.training_seconds += seconds
     num_tokens = sum(micro_batch.inputs.numel() for micro_batch in batch)
     run.observer.step(state, fraction * config.learning_rate, norm, num_tokens, seconds)
+    return True
+
+
+def is_the_same_again(run: PhaseRun, batch: list[MicroBatch], loss: float, keep_going: Callable[[], bool]) -> bool:
+    """Compute the gradient of this step once more. Returns False if a signal interrupted that.
+
+    Raises `MachineFault` where a single bit is not as it was the first time.
+    """
+    before = gradients_of(run.model)
+    run.gradient.forget()
+    again = run.gradient.compute(batch, run.state.global_step, is_sampled=run.is_sampled, keep_going=keep_going)
+    if again is None:
+        return False
+    num_different = difference(run.model, before)
+    if num_different or repr(again) != repr(loss):
+        raise MachineFault(
+            f"step {run.state.global_step + 1:,} of phase {run.state.phase} was computed twice, and {num_different:,} "
+            f"numbers of the gradient differ (loss {loss!r} and {again!r}): the memory or the CPU of this machine made "
+            f"a mistake. Training goes on from the last checkpoint. If it happens again, take back any overclocking "
+            f"and test the memory, for example with memtest86+"
+        )
     return True
 
 

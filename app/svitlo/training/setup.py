@@ -27,6 +27,7 @@ from svitlo.training.gradient import Gradient
 from svitlo.training.identity import changes_since, differences
 from svitlo.training.loop import PhaseRun, planned_steps
 from svitlo.training.loss import VocabularySampler
+from svitlo.training.machine_check import MachineCheck
 from svitlo.training.model import GPT2, num_parameters
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.phase import TrainingPhase, training_phase
@@ -90,6 +91,7 @@ def set_up_phase(
         interruption=interruption,
         observer=observer,
         write_samples=_sample_writer(config.reporting, phase),
+        machine_check=MachineCheck(observer.clock),
         whole_head_cost=kind.whole_head_cost,
     )
 
