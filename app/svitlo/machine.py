@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -56,3 +57,15 @@ def memory_limit() -> int | None:
         except (OSError, ValueError):  # missing, or "max"
             continue
     return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
+
+
+def num_cores() -> int:
+    """Cores that this process may use: its affinity, and the limit of its container."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (_CGROUPS / "cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return cores

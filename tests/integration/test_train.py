@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -292,3 +293,16 @@ def test_two_trainers_do_not_share_a_volume(prepared: Job, tmp_path: Path) -> No
     wait_for_line(process, "phase 1 begins")
     assert "another trainer" in job.run("train", check=2).stderr
     kill(process)
+
+
+def test_threads_and_cores_that_do_not_match_are_told_when_a_run_begins(prepared: Job, tmp_path: Path) -> None:
+    job = prepared.copy(tmp_path)
+    for file, steps in (("phase1_pretraining.yaml", 2), ("phase2_instruction_tuning.yaml", 1)):
+        job.change(file, "training", max_steps=steps)
+        job.change(file, "evaluation", max_sequences=2)
+    one_core = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
+    done = subprocess.run([*one_core, *job.command("train")], capture_output=True, text=True, check=True)
+    assert "phase1_pretraining.yaml: numerics.threads = 2, and 1 core may be used, so steps are slower" in done.stdout
+    told = [event["message"] for event in events(job) if event["event"] == "threads"]
+    assert len(told) == 2
+    assert all("set it to 1 in the files of both phases" in message for message in told)

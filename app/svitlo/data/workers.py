@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import TypeVar
 
 from svitlo.data.formats import Raw
@@ -23,6 +22,7 @@ from svitlo.data.sanity import size_of
 from svitlo.data.tasks import Task
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import SvitloError
+from svitlo.machine import num_cores
 
 BATCH_CHARACTERS = 500_000
 BATCH_DOCUMENTS = 1_000
@@ -30,7 +30,6 @@ CHARACTERS_BEFORE_WORKERS = 3_000_000
 MOST_WORKERS = 4
 """More would only wait for the one process that reads, and each takes about 150 MB."""
 
-_cgroup_limit = Path("/sys/fs/cgroup/cpu.max")
 
 Tagged = TypeVar("Tagged")
 
@@ -93,18 +92,6 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-
-
-def num_cores() -> int:
-    """Cores that this process may use: its affinity, and the limit of its container."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = _cgroup_limit.read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return cores
 
 
 def _batches(documents: Iterable[tuple[Tagged, Raw]]) -> Iterator[tuple[list[Tagged], list[Raw]]]:

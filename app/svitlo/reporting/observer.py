@@ -42,6 +42,9 @@ class Observer:
     def numerics_changed(self, changes: str) -> None:
         """This machine or image gives other bits than the one that the run began on."""
 
+    def threads_do_not_fit(self, threads: int, num_cores: int, file: str) -> None:
+        """A run begins with another number of threads than the cores it may use."""
+
     def fell_back(self, path: Path, reason: str) -> None:
         """A checkpoint could not be used. The next newest takes its place."""
 

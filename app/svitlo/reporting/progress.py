@@ -166,6 +166,16 @@ class Progress(Observer):
             "numerics changed", f"from here on the bits differ from those of the machine the run began on: {changes}"
         )
 
+    def threads_do_not_fit(self, threads: int, num_cores: int, file: str) -> None:
+        cores = "core" if num_cores == 1 else "cores"
+        effect = "so steps are slower than they could be" if threads > num_cores else "so some cores stay idle"
+        self._events.record(
+            "threads",
+            f"{file}: numerics.threads = {threads}, and {num_cores} {cores} may be used, {effect}. The number decides "
+            f"about the bits and stays for the whole run. To change it, set it to {num_cores} in the files of both "
+            f"phases and begin again with `make new-run`",
+        )
+
     def fell_back(self, path: Path, reason: str) -> None:
         self._events.record(
             "fell back", f"{path} could not be used and was set aside: {reason}", path=str(path), reason=reason

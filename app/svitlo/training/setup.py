@@ -9,6 +9,7 @@ from svitlo.config import ModelConfig, PhaseConfig, ReportingConfig
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import ConfigError, DataError
 from svitlo.interruption import Interruption
+from svitlo.machine import num_cores
 from svitlo.manifest import Manifest
 from svitlo.phases import Phase
 from svitlo.reporting.observer import Observer
@@ -78,6 +79,8 @@ def set_up_phase(
         observer.resumed(state, num_steps, train.steps_per_epoch)
     else:
         observer.began(state, kind.origin, num_steps, num_parameters(model))
+        if config.numerics.threads != num_cores():
+            observer.threads_do_not_fit(config.numerics.threads, num_cores(), phase.config_file)
     sampler = VocabularySampler(train.target_counts(state.vocab_size), config.head.sampled_tokens)
     return PhaseRun(
         state=state,
