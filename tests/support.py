@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -98,3 +101,23 @@ def assert_same_run(job: Run, reference: Run) -> None:
     assert metrics(job) == metrics(reference)
     model = "export/model/model.safetensors"
     assert (job.volumes / model).read_bytes() == (reference.volumes / model).read_bytes()
+
+
+def die_at(operation: str, number: int, work: Callable[[], object]) -> NoReturn:
+    """In a forked child: do the work, and be killed just before the so many-th call of an operation of `os`."""
+    original, left = getattr(os, operation), number
+
+    def counted(*arguments: object, **options: object) -> object:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    setattr(os, operation, counted)
+    try:
+        with open(os.devnull, "w") as sys.stdout:
+            work()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)

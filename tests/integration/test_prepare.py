@@ -25,6 +25,7 @@ from svitlo.interruption import Interruption
 from svitlo.manifest import load_manifest, verify_shards
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from svitlo.volumes import Volumes
+from tests.support import die_at
 
 NOUNS = [
     "river",
@@ -249,7 +250,7 @@ def test_killed_many_times_it_ends_with_the_same_bytes(job: Path, done: Path, tm
     while True:
         child = os.fork()
         if child == 0:
-            _die_at(operation, 4 + 5 * killed, folder)
+            die_at(operation, 4 + 5 * killed, lambda: run(folder))
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             break
@@ -257,26 +258,6 @@ def test_killed_many_times_it_ends_with_the_same_bytes(job: Path, done: Path, tm
     assert os.WEXITSTATUS(status) == 0
     assert killed > 3
     assert digests(folder) == digests(done)
-
-
-def _die_at(operation: str, number: int, folder: Path) -> None:
-    """In a child process: prepare, and be killed at this operation, counted from the start."""
-    original, left = getattr(os, operation), number
-
-    def counted(*arguments: object) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(*arguments)
-
-    setattr(os, operation, counted)
-    try:
-        with open(os.devnull, "w") as sys.stdout:
-            run(folder)
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
 
 
 def test_stopped_by_sigterm(job: Path, done: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from svitlo.phases import PHASES, PRETRAINING
 from svitlo.storage import files
 from svitlo.volumes import Volumes
 from tests.conftest import Job, wait_for_line
-from tests.support import events
+from tests.support import die_at, events
 
 
 def change_data(job: Job, **values: object) -> None:
@@ -99,7 +97,7 @@ def test_killed_at_any_moment_of_a_replacement_there_is_whole_data(
     while True:
         child = os.fork()
         if child == 0:
-            _prepare_until(operation, 1 + 3 * killed, job)
+            die_at(operation, 1 + 3 * killed, lambda: run(job))
         _, status = os.waitpid(child, 0)
         assert shards(job) in (before, after), killed
         assert is_whole(job)
@@ -110,26 +108,6 @@ def test_killed_at_any_moment_of_a_replacement_there_is_whole_data(
     assert killed > 3
     assert shards(job) == after
     assert leftovers(job) == []
-
-
-def _prepare_until(operation: str, number: int, job: Job) -> None:
-    """In a child process: be killed at the so many-th operation."""
-    original, left = getattr(os, operation), number
-
-    def counted(*arguments: object, **options: object) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(*arguments, **options)
-
-    setattr(os, operation, counted)
-    try:
-        with open(os.devnull, "w") as sys.stdout:
-            run(job)
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
 
 
 class PowerCut(BaseException):
