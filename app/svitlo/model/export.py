@@ -29,7 +29,7 @@ from svitlo.reporting.events import print_line
 from svitlo.storage.files import fsync_tree, make_folder, name_with_suffix, replace_folder
 from svitlo.storage.locks import exclusive_lock
 from svitlo.storage.space import reason_of, remedy_for
-from svitlo.storage.sums import SUMS, read_sums, sum_problem, write_sums
+from svitlo.storage.sums import SUMS, read_sums, shown, sum_problem, write_sums
 from svitlo.training.checkpoints import find_newest
 from svitlo.training.state import TrainingState
 from svitlo.units import file_size
@@ -78,7 +78,7 @@ def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) ->
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     for name in kept:
-        say(f"kept, because no export has written it: {volumes.model / name}")
+        say(f"kept, because no export has written it: {shown(volumes.model / name)}")
     size = sum((volumes.model / name).stat().st_size for name in read_sums(volumes.model))
     say(f"model exported to {volumes.model} ({file_size(size)}; phase {state.phase}, step {state.global_step:,})")
     return volumes.model

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from svitlo.errors import SvitloError
+from svitlo.operations.restore import verify_files
 from svitlo.operations.shared import (
     BACKUP_VOLUMES,
     BackupError,
     Say,
     copy_file,
+    is_in_model,
     link,
     timestamp,
     total_bytes,
@@ -20,12 +25,12 @@ from svitlo.operations.shared import (
 from svitlo.reporting.events import print_line
 from svitlo.storage.files import copy_durably, fsync_tree, make_folder, rename_durably
 from svitlo.storage.space import explained, require_space
-from svitlo.storage.sums import SUMS, read_sums, write_sums
+from svitlo.storage.sums import SUMS, read_sums, shown, write_sums
 from svitlo.units import file_size
 from svitlo.volumes import VOLUME_NAMES, Volumes
 
 _LEFT_OUT_SUFFIXES = (".tmp", ".partial", ".lock", ".old")
-_LEFT_OUT_NAMES = ("process.json", "status.json", "data-prep.json")
+_LEFT_OUT = (Path("checkpoints/process.json"), Path("logs/status.json"), Path("logs/data-prep.json"))
 """What a process says about itself now: no longer true where the backup is put back."""
 _EXPORT_ATTEMPTS = 3
 
@@ -43,11 +48,11 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
             raise BackupError(
                 f"{destination}: lies inside the volume {name}, which is backed up. Choose another folder"
             )
-    with explained(destination):
+    with explained(destination), _names_taken(destination):
         make_folder(destination)
         final = unused(destination / f"svitlo-{timestamp()}")
         partial = final.with_name(final.name + ".partial")
-        require_space(destination, total_bytes(path for name in BACKUP_VOLUMES for path in _files(volumes.root / name)))
+        require_space(destination, total_bytes(path for name in BACKUP_VOLUMES for path in _files(volumes, name)))
         try:
             make_folder(partial)
             sums: dict[str, str] = {}
@@ -57,12 +62,41 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
                 sums[f"config/{path.name}"] = copy_file(path, partial / "config" / path.name)
             write_sums(partial, sums)
             fsync_tree(partial)
+            _read_back(partial, sums)
             rename_durably(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would keep it full
             raise
     say(f"backed up {len(sums)} files, {file_size(total_bytes(final / name for name in sums))}")
     return f"complete: {final.name}"
+
+
+@contextlib.contextmanager
+def _names_taken(destination: Path) -> Iterator[None]:
+    """Say which name it is, where the destination's file system cannot take it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.EEXIST) or not error.filename:
+            raise
+        raise BackupError(
+            f"{destination}: its file system cannot take the name {shown(error.filename)} ({error.strerror}). Rename "
+            f"that file in the volumes, or choose a disk with ext4, XFS or Btrfs"
+        ) from error
+
+
+def _read_back(folder: Path, sums: dict[str, str]) -> None:
+    """Read everything from the disk again. Raises `BackupError` unless each file is there under its name, undamaged."""
+    for name in (*sums, SUMS):
+        with open(folder / name, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what is in memory proves nothing
+    try:
+        found = verify_files(folder)
+    except SvitloError as error:
+        raise BackupError(f"{error}. What was just written there cannot be read back: check that disk") from error
+    if found != sums:
+        name = min(name for name in found.keys() | sums.keys() if found.get(name) != sums.get(name))
+        raise BackupError(f"{folder / SUMS}: does not name {shown(name)} as it was copied. Check that disk, try again")
 
 
 def _copy_volume(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:
@@ -84,7 +118,7 @@ def _copy_files(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:
     sums: dict[str, str] = {}
     copied: dict[tuple[int, int], str] = {}
     with contextlib.ExitStack() as held_open:
-        for path in _files(volumes.root / volume):
+        for path in _files(volumes, volume):
             name = str(path.relative_to(volumes.root))
             try:
                 source = open(path, "rb")  # noqa: SIM115 — closed below; opening it is what may fail
@@ -105,14 +139,18 @@ def _copy_files(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:
     return sums
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(volumes: Volumes, volume: str) -> list[Path]:
     """The files of a volume that belong into a backup. Hidden ones (markers, locks, half-done work) do not."""
     return [
         path
-        for path in sorted(folder.rglob("*"))
-        if not any(part.startswith(".") or part.endswith(_LEFT_OUT_SUFFIXES) for part in path.relative_to(folder).parts)
-        and path.name not in _LEFT_OUT_NAMES
-        and ".broken" not in path.name
-        and path.is_file()
-        and not path.is_symlink()
+        for path in sorted((volumes.root / volume).rglob("*"))
+        if _belongs(path.relative_to(volumes.root)) and path.is_file() and not path.is_symlink()
     ]
+
+
+def _belongs(path: Path) -> bool:
+    """Whether a file, named from the volumes' root, belongs into a backup. In the model's folder each name does."""
+    if is_in_model(path):
+        return True
+    is_work = any(part.startswith(".") or part.endswith(_LEFT_OUT_SUFFIXES) for part in path.parts)
+    return not is_work and path not in _LEFT_OUT and ".broken" not in path.name

@@ -11,6 +11,7 @@ from svitlo.operations.shared import (
     Say,
     copy_file,
     give_to_owner_of,
+    is_in_model,
     link,
     move_aside,
     nobody_at_work,
@@ -19,7 +20,7 @@ from svitlo.operations.shared import (
 from svitlo.reporting.events import now_as_text, print_line
 from svitlo.storage.files import fsync_tree, make_folder, remove_durably, rename_durably, write_json
 from svitlo.storage.space import explained, require_space
-from svitlo.storage.sums import SUMS, read_sums, sum_problem
+from svitlo.storage.sums import SUMS, read_sums, shown, sum_problem
 from svitlo.training.checkpoints import newest_position
 from svitlo.volumes import Volumes
 
@@ -51,7 +52,7 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
         with explained(volumes.root):
             try:
                 _stage(volumes, source, sums)
-                write_json(volumes.restore_journal, {"from": str(source), "began": now_as_text()})
+                write_json(volumes.restore_journal, {"from": shown(source), "began": now_as_text()})
                 aside = move_aside(volumes, BACKUP_VOLUMES)
                 for volume in BACKUP_VOLUMES:
                     staging = volumes.root / volume / _STAGING
@@ -62,8 +63,8 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
                 for volume in BACKUP_VOLUMES:
                     shutil.rmtree(volumes.root / volume / _STAGING, ignore_errors=True)
     if (source / "config").is_dir():
-        say(f"the configuration that it was made with is in {source / 'config'}: a run goes on only with the same")
-    return f"restored {_in_words(wanted)}" + (f"; what was there is now in {aside}" if aside is not None else "")
+        say(f"its configuration is in {shown(source / 'config')}: a run goes on only with the same")
+    return f"restored {_in_words(wanted)}" + (f"; what was there is now in {shown(aside)}" if aside is not None else "")
 
 
 def _stage(volumes: Volumes, source: Path, sums: dict[str, str]) -> None:
@@ -81,7 +82,7 @@ def _stage(volumes: Volumes, source: Path, sums: dict[str, str]) -> None:
         if first is not None and link(first, target):
             continue
         if copy_file(source / name, target) != sums[name]:
-            raise BackupError(f"{source / name}: changed while it was being read. Try again")
+            raise BackupError(f"{shown(source / name)}: changed while it was being read. Try again")
         if volume == "checkpoints":
             copied[sums[name]] = target
     for volume in BACKUP_VOLUMES:
@@ -102,19 +103,24 @@ def verify_backup(source: Path) -> dict[str, str]:
         raise BackupError(
             f"{source}: holds {len(inside)} backups; name one of them, for example {source.name}/{inside[-1]}"
         )
+    return verify_files(source)
+
+
+def verify_files(source: Path) -> dict[str, str]:
+    """Compare every file in a folder with its sum, whatever the folder is called. Returns the sums."""
     sums = read_sums(source)
     for path in sorted(source.rglob("*")):
         name = str(path.relative_to(source))
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BackupError(f"{path}: a backup holds only files and folders, and this is neither")
+            raise BackupError(f"{shown(path)}: a backup holds only files and folders, and this is neither")
         if path.is_file() and name not in sums and name != SUMS:
-            raise BackupError(f"{path}: not named in {SUMS}, so it does not belong to this backup. Remove it")
+            raise BackupError(f"{shown(path)}: not named in {SUMS}, so it does not belong to this backup. Remove it")
     for name, expected in sums.items():
-        if any(part.startswith(".") for part in name.split("/")):
-            raise BackupError(f"{source / name}: a hidden file, and no backup holds one. Choose another backup")
+        if any(part.startswith(".") for part in name.split("/")) and not is_in_model(name):
+            raise BackupError(f"{shown(source / name)}: a hidden file, and no backup holds one. Choose another backup")
         problem = sum_problem(source, name, expected)
         if problem:
-            raise BackupError(f"{source / name}: {problem}. Choose another backup")
+            raise BackupError(f"{shown(source / name)}: {problem}. Choose another backup")
     return sums
 
 

@@ -72,6 +72,11 @@ def copy_file(source: Path, target: Path) -> str:
         return copy_durably(file, target)
 
 
+def is_in_model(name: str | Path) -> bool:
+    """Whether a path below the volumes' root lies in the exported model, where people name things as they like."""
+    return len(Path(name).parts) > 2 and Path(name).parts[:2] == ("export", "model")
+
+
 def link(source: Path, target: Path) -> bool:
     """Give a copied file a further name; False where the file system has no hard links (a USB stick's FAT)."""
     with contextlib.suppress(OSError):

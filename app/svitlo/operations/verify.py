@@ -9,7 +9,7 @@ from svitlo.errors import DataError, SvitloError
 from svitlo.manifest import MANIFEST, SPLITS, DataNotReady, file_problem, load_manifest
 from svitlo.phases import PHASES
 from svitlo.reporting.events import print_line
-from svitlo.storage.sums import read_sums, sum_problem
+from svitlo.storage.sums import read_sums, shown, sum_problem
 from svitlo.training.checkpoints import load_checkpoint
 from svitlo.volumes import Volumes
 
@@ -22,7 +22,7 @@ def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) 
         nonlocal problems, num_files
         num_files += 1
         problems += problem is not None
-        say(f"{path.relative_to(volumes.root)}: {problem or 'good'}")
+        say(f"{shown(path.relative_to(volumes.root))}: {problem or 'good'}")
 
     for phase in PHASES:
         folder = volumes.data(phase)
