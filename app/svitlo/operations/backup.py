@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from svitlo.errors import SvitloError
+from svitlo.operations.contents import Contents, FileId, contents, file_id, refuse_dangling
 from svitlo.operations.restore import verify_files
 from svitlo.operations.shared import (
     BACKUP_VOLUMES,
@@ -52,7 +54,8 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
         make_folder(destination)
         final = unused(destination / f"svitlo-{timestamp()}")
         partial = final.with_name(final.name + ".partial")
-        require_space(destination, total_bytes(path for name in BACKUP_VOLUMES for path in _files(volumes, name)))
+        found = [_contents(volumes, name) for name in BACKUP_VOLUMES]
+        require_space(destination, total_bytes(path for part in found for path in part.files))
         try:
             make_folder(partial)
             sums: dict[str, str] = {}
@@ -67,6 +70,8 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would keep it full
             raise
+    for path in (path for part in found for path in part.others):
+        say(f"left out, because it is neither a file nor a folder: {shown(path)}")
     say(f"backed up {len(sums)} files, {file_size(total_bytes(final / name for name in sums))}")
     return f"complete: {final.name}"
 
@@ -114,38 +119,44 @@ def _copy_volume(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:
 
 
 def _copy_files(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:
-    """Names of one file, as the best and the last checkpoint often are, stay names of one file."""
+    """Names of one file, as the best and the last checkpoint often are, stay names of one file. Links are followed."""
     sums: dict[str, str] = {}
-    copied: dict[tuple[int, int], str] = {}
+    copied: dict[FileId, str] = {}
+    paths = _contents(volumes, volume).files
+    names_of = Counter(filter(None, map(_id_if_there, paths)))
     with contextlib.ExitStack() as held_open:
-        for path in _files(volumes, volume):
+        for path in paths:
             name = str(path.relative_to(volumes.root))
             try:
                 source = open(path, "rb")  # noqa: SIM115 — closed below; opening it is what may fail
             except FileNotFoundError:
+                refuse_dangling(path)
                 continue  # an older checkpoint that was removed meanwhile
             held_open.callback(source.close)
             status = os.fstat(source.fileno())
-            first = copied.get((status.st_dev, status.st_ino))
+            identity = status.st_dev, status.st_ino
+            first = copied.get(identity)
             make_folder((target / name).parent)
             if first is not None and link(target / first, target / name):
                 sums[name] = sums[first]
                 continue
             sums[name] = copy_durably(source, target / name)
-            if status.st_nlink > 1:
-                copied[status.st_dev, status.st_ino] = name  # its number is not given away while it is open
+            if status.st_nlink > 1 or names_of[identity] > 1:
+                copied[identity] = name  # its number is not given away while it is open
             else:
                 source.close()
     return sums
 
 
-def _files(volumes: Volumes, volume: str) -> list[Path]:
-    """The files of a volume that belong into a backup. Hidden ones (markers, locks, half-done work) do not."""
-    return [
-        path
-        for path in sorted((volumes.root / volume).rglob("*"))
-        if _belongs(path.relative_to(volumes.root)) and path.is_file() and not path.is_symlink()
-    ]
+def _id_if_there(path: Path) -> FileId | None:
+    try:
+        return file_id(path)
+    except FileNotFoundError:
+        return None
+
+
+def _contents(volumes: Volumes, volume: str) -> Contents:
+    return contents(volumes.root / volume, lambda path: _belongs(path.relative_to(volumes.root)))
 
 
 def _belongs(path: Path) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+from svitlo.operations.contents import contents
 from svitlo.operations.shared import (
     BACKUP_VOLUMES,
     BackupError,
@@ -21,7 +23,7 @@ from svitlo.reporting.events import now_as_text, print_line
 from svitlo.storage.files import fsync_tree, make_folder, remove_durably, rename_durably, write_json
 from svitlo.storage.space import explained, require_space
 from svitlo.storage.sums import SUMS, read_sums, shown, sum_problem
-from svitlo.training.checkpoints import newest_position
+from svitlo.training.checkpoints import newest_position, position_of
 from svitlo.volumes import Volumes
 
 _STAGING = ".restore.partial"
@@ -42,8 +44,8 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
     say(f"{len(sums)} files verified")
     wanted = newest_position(source / "checkpoints")
     with nobody_at_work(volumes):
-        present = None if is_repeated else newest_position(volumes.root / "checkpoints")
-        if present is not None and not force and (wanted is None or present[0] != wanted[0] or present > wanted):
+        present = None if is_repeated or force else _present(volumes)
+        if present is not None and (wanted is None or present[0] != wanted[0] or present > wanted):
             raise BackupError(
                 f"{volumes.root}: holds {_in_words(present)}, and the backup {source} holds {_in_words(wanted)}. It is "
                 f"not put over a newer or another run; to do so all the same: `svitlo restore --force` or "
@@ -65,6 +67,14 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
     if (source / "config").is_dir():
         say(f"its configuration is in {shown(source / 'config')}: a run goes on only with the same")
     return f"restored {_in_words(wanted)}" + (f"; what was there is now in {shown(aside)}" if aside is not None else "")
+
+
+def _present(volumes: Volumes) -> tuple[str, int, int] | None:
+    """The newest checkpoint in the volumes, whatever its folder is called and whichever links lead there."""
+    with explained(volumes.root):
+        files = contents(volumes.root / "checkpoints", lambda path: not path.name.startswith(".")).files
+    positions = [position_of(Path(os.path.realpath(path))) for path in files if path.suffix.lower() == ".pt"]
+    return max(filter(None, positions), key=lambda position: position[1:], default=None)
 
 
 def _stage(volumes: Volumes, source: Path, sums: dict[str, str]) -> None:

@@ -10,7 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from svitlo.errors import SvitloError
-from svitlo.storage.files import copy_durably, link_durably, make_folder, rename_durably
+from svitlo.storage.files import (
+    TEMPORARY_SUFFIX,
+    copy_durably,
+    link_durably,
+    make_folder,
+    name_with_suffix,
+    rename_durably,
+)
 from svitlo.storage.locks import exclusive_lock
 from svitlo.volumes import Volumes
 
@@ -48,6 +55,9 @@ def move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
     found = {name: [path for path in paths if not path.name.startswith(".")] for name, paths in entries.items()}
     if not any(found.values()):
         return None
+    _let_links_lead_where_they_do(
+        [path for paths in found.values() for path in paths], [volumes.root / n for n in names]
+    )
     target = unused(volumes.root / _RUNS / timestamp())
     for name, paths in found.items():
         folder = target / name
@@ -63,6 +73,17 @@ def move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
                 rename_durably(path, folder / path.name)
     give_to_owner_of(target, volumes.root)
     return target
+
+
+def _let_links_lead_where_they_do(paths: list[Path], together: list[Path]) -> None:
+    """Make relative links absolute that lead out of the folders that move `together`: to a larger disk, for example."""
+    moving = [folder.resolve() for folder in together]
+    for link in (link for path in paths for link in (path, *path.rglob("*")) if link.is_symlink()):
+        goal = Path(os.path.realpath(link))
+        if not link.readlink().is_absolute() and not any(goal.is_relative_to(folder) for folder in moving):
+            absolute = name_with_suffix(link, TEMPORARY_SUFFIX)
+            absolute.symlink_to(goal)
+            rename_durably(absolute, link)
 
 
 def copy_file(source: Path, target: Path) -> str:
@@ -100,7 +121,7 @@ def give_to_owner_of(folder: Path, owner: Path) -> None:
     if os.getuid() == 0:
         status = owner.stat()
         for path in (folder, *folder.rglob("*")):
-            os.chown(path, status.st_uid, status.st_gid)
+            os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def timestamp() -> str:

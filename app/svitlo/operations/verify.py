@@ -13,10 +13,14 @@ from svitlo.storage.sums import read_sums, shown, sum_problem
 from svitlo.training.checkpoints import load_checkpoint
 from svitlo.volumes import Volumes
 
+_VERIFIED = ("data", "checkpoints", "export")
+
 
 def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) -> bool:
     """Check shards, checkpoints and exported files, and say of each what was found. Returns whether all are good."""
     problems = num_files = 0
+    links = [path for name in _VERIFIED for path in sorted((volumes.root / name).rglob("*")) if path.is_symlink()]
+    dangling = [path for path in links if not path.exists()]
 
     def report(path: Path, problem: str | None) -> None:
         nonlocal problems, num_files
@@ -24,6 +28,8 @@ def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) 
         problems += problem is not None
         say(f"{shown(path.relative_to(volumes.root))}: {problem or 'good'}")
 
+    for path in dangling:
+        report(path, f"a link to {shown(path.readlink())}, and nothing is there. Mount its disk, or remove the link")
     for phase in PHASES:
         folder = volumes.data(phase)
         try:
@@ -50,7 +56,10 @@ def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) 
     if volumes.model.is_dir():
         try:
             for name, expected in read_sums(volumes.model).items():
-                report(volumes.model / name, sum_problem(volumes.model, name, expected))
+                path = volumes.model / name
+                if path not in dangling:
+                    real = path.resolve()  # a large file may have been moved to another disk and linked back
+                    report(path, sum_problem(real.parent, real.name, expected))
         except DataError as error:
             report(volumes.model, str(error))
     say(f"{num_files} files checked: " + ("all good" if not problems else f"{problems} NOT GOOD"))
