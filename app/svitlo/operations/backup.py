@@ -12,6 +12,7 @@ from pathlib import Path
 
 from svitlo.errors import SvitloError
 from svitlo.operations.contents import Contents, FileId, contents, file_id, refuse_dangling
+from svitlo.operations.destination import require_outside, same_disk_warning
 from svitlo.operations.restore import verify_files
 from svitlo.operations.shared import (
     BACKUP_VOLUMES,
@@ -29,7 +30,7 @@ from svitlo.storage.files import copy_durably, fsync_tree, make_folder, rename_d
 from svitlo.storage.space import explained, require_space
 from svitlo.storage.sums import SUMS, read_sums, shown, write_sums
 from svitlo.units import file_size
-from svitlo.volumes import VOLUME_NAMES, Volumes
+from svitlo.volumes import Volumes
 
 _LEFT_OUT_SUFFIXES = (".tmp", ".partial", ".lock", ".old")
 _LEFT_OUT = (Path("checkpoints/process.json"), Path("logs/status.json"), Path("logs/data-prep.json"))
@@ -45,16 +46,14 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
     sentence. Raises `BackupError` and `VolumeError` where the destination cannot take it.
     """
     volumes.require("data", "checkpoints", "logs")
-    for name in VOLUME_NAMES:
-        if destination.resolve().is_relative_to((volumes.root / name).resolve()):
-            raise BackupError(
-                f"{destination}: lies inside the volume {name}, which is backed up. Choose another folder"
-            )
+    with explained(volumes.root):
+        found = [_contents(volumes, name) for name in BACKUP_VOLUMES]
+        require_outside(volumes, destination, {key: path for part in found for key, path in part.folders.items()})
     with explained(destination), _names_taken(destination):
         make_folder(destination)
+        warning = same_disk_warning(volumes, destination)
         final = unused(destination / f"svitlo-{timestamp()}")
         partial = final.with_name(final.name + ".partial")
-        found = [_contents(volumes, name) for name in BACKUP_VOLUMES]
         require_space(destination, total_bytes(path for part in found for path in part.files))
         try:
             make_folder(partial)
@@ -73,6 +72,8 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
     for path in (path for part in found for path in part.others):
         say(f"left out, because it is neither a file nor a folder: {shown(path)}")
     say(f"backed up {len(sums)} files, {file_size(total_bytes(final / name for name in sums))}")
+    if warning is not None:
+        say(warning)
     return f"complete: {final.name}"
 
 
