@@ -1,6 +1,7 @@
 """The `svitlo` command: parse, call, print. No logic.
 
-Exit codes: 0 done, 2 the user's mistake, 1 anything else, 128 + n stopped by signal n.
+Exit codes: 0 done, 2 the user's mistake, 3 nothing there to verify or to back up, 1 anything else (`verify`: a file is
+not good), 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def status(volumes_dir: Path, json_wanted: bool) -> None:
 @cli.command()
 @_volumes
 def verify(volumes_dir: Path) -> None:
-    """Check every shard, checkpoint and exported file."""
+    """Check every shard, checkpoint and exported file. Exits with 1 if one is not good, 3 if there is none."""
     from svitlo.operations.verify import verify_volumes
 
     if not verify_volumes(Volumes(volumes_dir)):

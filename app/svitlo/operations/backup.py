@@ -17,6 +17,7 @@ from svitlo.operations.restore import verify_files
 from svitlo.operations.shared import (
     BACKUP_VOLUMES,
     BackupError,
+    NothingThere,
     Say,
     copy_file,
     is_in_model,
@@ -43,12 +44,18 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
 
     Training may go on meanwhile: a checkpoint never changes once it has its name, so an open file is copied whole. The
     folder is called `.partial` until everything in it is on the disk, `SHA256SUMS` last. Returns what was done, in a
-    sentence. Raises `BackupError` and `VolumeError` where the destination cannot take it.
+    sentence. Raises `BackupError` and `VolumeError` where the destination cannot take it, and
+    `NothingThere` where there is nothing to copy.
     """
     volumes.require("data", "checkpoints", "logs")
     with explained(volumes.root):
         found = [_contents(volumes, name) for name in BACKUP_VOLUMES]
         require_outside(volumes, destination, {key: path for part in found for key, path in part.folders.items()})
+    if not any(part.files for part in found):
+        raise NothingThere(
+            f"{volumes.root}: nothing to back up: no data, no checkpoints, no export. If there was something, mount "
+            f"the disk that holds it, or name the right folder with --volumes or SVITLO_VOLUMES"
+        )
     with explained(destination), _names_taken(destination):
         make_folder(destination)
         warning = same_disk_warning(volumes, destination)

@@ -41,6 +41,8 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
     # Before anything is read: a file of holes can claim a million times the size of its disk.
     require_space(volumes.root, total_bytes(path for path in source.rglob("*") if path.is_file()))
     sums = verify_backup(source)
+    if not any(name.split("/")[0] in BACKUP_VOLUMES for name in sums):
+        raise BackupError(f"{shown(source)}: holds nothing that belongs into the volumes. Choose another backup")
     say(f"{len(sums)} files verified")
     wanted = newest_position(source / "checkpoints")
     with nobody_at_work(volumes):

@@ -36,6 +36,12 @@ class BackupError(SvitloError):
     exit_code = 2
 
 
+class NothingThere(SvitloError):  # noqa: N818 — reads as what it says
+    """There is nothing to check or to copy, which must not look like success: most often a disk was swapped."""
+
+    exit_code = 3
+
+
 @contextlib.contextmanager
 def nobody_at_work(volumes: Volumes) -> Iterator[None]:
     """Only while nobody works on these volumes."""

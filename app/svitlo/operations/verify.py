@@ -7,6 +7,7 @@ from pathlib import Path
 
 from svitlo.errors import DataError, SvitloError
 from svitlo.manifest import MANIFEST, SPLITS, DataNotReady, file_problem, load_manifest
+from svitlo.operations.shared import NothingThere
 from svitlo.phases import PHASES
 from svitlo.reporting.events import print_line
 from svitlo.storage.sums import read_sums, shown, sum_problem
@@ -17,7 +18,11 @@ _VERIFIED = ("data", "checkpoints", "export")
 
 
 def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) -> bool:
-    """Check shards, checkpoints and exported files, and say of each what was found. Returns whether all are good."""
+    """Check shards, checkpoints and exported files, and say of each what was found. Returns whether all are good.
+
+    Raises `NothingThere` where there is no file to check, and `VolumeError` where a volume is not there.
+    """
+    volumes.require(*_VERIFIED)
     problems = num_files = 0
     links = [path for name in _VERIFIED for path in sorted((volumes.root / name).rglob("*")) if path.is_symlink()]
     dangling = [path for path in links if not path.exists()]
@@ -45,7 +50,10 @@ def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) 
                 for file in shard.files:
                     report(folder / file.name, file_problem(folder, file) or None)
     for phase in PHASES:
-        for path in sorted(volumes.checkpoints(phase).glob("*.pt")):
+        files = sorted(volumes.checkpoints(phase).glob("*.pt"))
+        if not files:
+            say(f"checkpoints of {phase}: none (yet)")
+        for path in files:
             try:
                 load_checkpoint(path, phase)
             except SvitloError as error:
@@ -62,5 +70,12 @@ def verify_volumes(volumes: Volumes, say: Callable[[str], object] = print_line) 
                     report(path, sum_problem(real.parent, real.name, expected))
         except DataError as error:
             report(volumes.model, str(error))
+    else:
+        say("exported model: none (yet)")
+    if not num_files:
+        raise NothingThere(
+            f"{volumes.root}: nothing to verify: no shards, no checkpoints, no exported model. If there was something, "
+            f"mount the disk that holds it or restore a backup (`make restore FROM=...`)"
+        )
     say(f"{num_files} files checked: " + ("all good" if not problems else f"{problems} NOT GOOD"))
     return not problems
