@@ -18,12 +18,26 @@ from svitlo.errors import ConfigError, SvitloError
 from svitlo.phases import PHASES, phase_numbered
 from svitlo.volumes import Volumes
 
+
+def _with_their_owner(context: click.Context, _: click.Parameter, volumes_dir: Path) -> Path:
+    """However a command ends, and whoever ran it: files in the volumes belong to the volumes' owner."""
+
+    def give() -> None:
+        from svitlo.operations.shared import give_volumes_to_their_owners
+
+        give_volumes_to_their_owners(Volumes(volumes_dir))
+
+    context.call_on_close(give)
+    return volumes_dir
+
+
 _volumes = click.option(
     "--volumes",
     "volumes_dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("volumes"),
     envvar="SVITLO_VOLUMES",
+    callback=_with_their_owner,
     show_default=True,
     help="Folder that holds raw/ data/ checkpoints/ logs/ export/ cache/.",
 )

@@ -28,6 +28,7 @@ from svitlo.operations.shared import (
 )
 from svitlo.reporting.events import print_line
 from svitlo.storage.files import copy_durably, fsync_tree, make_folder, rename_durably
+from svitlo.storage.owner import give_to_owner_of
 from svitlo.storage.space import explained, require_space
 from svitlo.storage.sums import SUMS, read_sums, shown, write_sums
 from svitlo.units import file_size
@@ -70,6 +71,7 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
             for path in sorted(config_dir.glob("*.yaml")) if config_dir is not None else []:
                 sums[f"config/{path.name}"] = copy_file(path, partial / "config" / path.name)
             write_sums(partial, sums)
+            give_to_owner_of(partial, volumes.root)
             fsync_tree(partial)
             _read_back(partial, sums)
             rename_durably(partial, final)

@@ -12,7 +12,6 @@ from svitlo.operations.shared import (
     BackupError,
     Say,
     copy_file,
-    give_to_owner_of,
     is_in_model,
     link,
     move_aside,
@@ -21,6 +20,7 @@ from svitlo.operations.shared import (
 )
 from svitlo.reporting.events import now_as_text, print_line
 from svitlo.storage.files import fsync_tree, make_folder, remove_durably, rename_durably, write_json
+from svitlo.storage.owner import give_to_owner_of
 from svitlo.storage.space import explained, require_space
 from svitlo.storage.sums import SUMS, read_sums, shown, sum_problem
 from svitlo.training.checkpoints import newest_position, position_of

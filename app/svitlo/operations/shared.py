@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,9 @@ from svitlo.storage.files import (
     rename_durably,
 )
 from svitlo.storage.locks import exclusive_lock
-from svitlo.volumes import Volumes
+from svitlo.storage.owner import give_to_owner_of
+from svitlo.storage.sums import shown
+from svitlo.volumes import VOLUME_NAMES, Volumes
 
 Say = Callable[[str], object]
 
@@ -49,6 +52,8 @@ def nobody_at_work(volumes: Volumes) -> Iterator[None]:
         if not (no_trainer and no_preparation):
             who = "data preparation" if no_trainer else "a trainer"
             raise BackupError(f"{volumes.root}: {who} is at work on these volumes. Stop it first (`make down`)")
+        for lock in (volumes.trainer_lock, volumes.prepare_lock):
+            give_to_owner_of(lock, lock.parent)
         yield
 
 
@@ -77,7 +82,7 @@ def move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
                 folder = volumes.root / name / f".{_RUNS}" / target.name
                 make_folder(folder)
                 rename_durably(path, folder / path.name)
-    give_to_owner_of(target, volumes.root)
+    give_to_owner_of(volumes.root / _RUNS, volumes.root)
     return target
 
 
@@ -122,12 +127,17 @@ def total_bytes(paths: Iterable[Path]) -> int:
     return sum(sizes.values())
 
 
-def give_to_owner_of(folder: Path, owner: Path) -> None:
-    """Root gives what it has made to the user who trains."""
-    if os.getuid() == 0:
-        status = owner.stat()
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
+def give_volumes_to_their_owners(volumes: Volumes) -> None:
+    """After a command of root: what it has made in the volumes belongs to those who train. It makes nothing in raw/."""
+    folders = {name: volumes.root / name for name in VOLUME_NAMES if name != volumes.raw.name}
+    left = sum(give_to_owner_of(folder, folder) for folder in folders.values())
+    left += give_to_owner_of(volumes.root / _RUNS, volumes.root)
+    if left:
+        print(
+            f"warning: {shown(volumes.root)}: {left} files belong to root and cannot be given to its owner. Run: "
+            f"chown -R {volumes.root.stat().st_uid}:{volumes.root.stat().st_gid} {shown(volumes.root)}",
+            file=sys.stderr,
+        )
 
 
 def timestamp() -> str:
