@@ -21,7 +21,7 @@ from svitlo.reporting.progress import Progress
 from svitlo.reporting.status import ensure_complete
 from svitlo.storage.files import write_json
 from svitlo.storage.locks import exclusive_lock
-from svitlo.training.checkpoints import find_newest, load_checkpoint
+from svitlo.training.checkpoints import find_newest, load_checkpoint, refuse_to_overlook
 from svitlo.training.identity import changes_since
 from svitlo.volumes import Volumes
 
@@ -134,6 +134,8 @@ def _run_phase(
     request: Request, config: PhaseConfig, phase: Phase, interruption: Interruption, progress: Progress
 ) -> None:
     volumes = request.volumes
+    if request.resume is None:
+        refuse_to_overlook(volumes.root / "checkpoints", phase)
     manifest = _wait_for_data(request, phase, interruption, progress)
     with interruption.at_once():
         verify_shards(volumes.data(phase), manifest)
