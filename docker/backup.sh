@@ -15,9 +15,24 @@ make_folder() {
     if [ "$(id -u)" = 0 ]; then chown "$owner" "$1"; fi
 }
 
+# The container sees the destination as /backup and cannot tell where that is.
+refuse_inside() {
+    local volumes folder target
+    volumes=$(setting SVITLO_VOLUMES ./volumes)
+    target=$(realpath -m -- "$1")
+    for folder in "$volumes" "$volumes"/{raw,data,checkpoints,logs,export,cache}; do
+        case "$target/" in
+            "$(realpath -m -- "$folder")"/*)
+                die "$1 lies inside $folder, so each backup would copy the ones before it. Choose a folder outside the volumes, best on another disk" 2
+                ;;
+        esac
+    done
+}
+
 backup_to() { docker/tools.sh -v "$(realpath "$1"):/backup" -- backup /backup; }
 
-case "$destination" in
+# As with rsync, a colon after a slash belongs to a name on this machine.
+case "${destination%%/*}" in
     *:*)
         have rsync || die "rsync is not installed; run: apt-get install rsync" 2
         staging=$(setting SVITLO_VOLUMES ./volumes)/.backup
@@ -30,6 +45,10 @@ case "$destination" in
         rsync --archive "$staging/" "$destination/"
         ;;
     *)
+        case "$(realpath -m -- "$destination")" in
+            *:*) die "$destination has a colon in its path, and no container can have it mounted. Choose another folder" 2 ;;
+        esac
+        refuse_inside "$destination"
         make_folder "$destination"
         backup_to "$destination"
         ;;

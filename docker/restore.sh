@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 from=${1:-}
 [ -n "$from" ] || die "no backup given. Use: make restore FROM=/media/disk/svitlo/…" 2
 [ -d "$from" ] || die "there is no folder $from" 2
+case "$(realpath -- "$from")" in
+    *:*) die "$from has a colon in its path, and no container can have it mounted. Rename that folder" 2 ;;
+esac
 options=()
 if [ -n "${FORCE:-}" ]; then options=(--force); fi
 

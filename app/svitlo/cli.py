@@ -1,6 +1,7 @@
 """The `svitlo` command: parse, call, print. No logic.
 
-Exit codes: 0 done, 2 the user's mistake, 1 anything else, 128 + n stopped by signal n.
+Exit codes: 0 done, 2 the user's mistake, 3 nothing there to verify or to back up, 1 anything else (`verify`: a file is
+not good), 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -17,12 +18,26 @@ from svitlo.errors import ConfigError, SvitloError
 from svitlo.phases import PHASES, phase_numbered
 from svitlo.volumes import Volumes
 
+
+def _with_their_owner(context: click.Context, _: click.Parameter, volumes_dir: Path) -> Path:
+    """However a command ends, and whoever ran it: files in the volumes belong to the volumes' owner."""
+
+    def give() -> None:
+        from svitlo.operations.shared import give_volumes_to_their_owners
+
+        give_volumes_to_their_owners(Volumes(volumes_dir))
+
+    context.call_on_close(give)
+    return volumes_dir
+
+
 _volumes = click.option(
     "--volumes",
     "volumes_dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("volumes"),
     envvar="SVITLO_VOLUMES",
+    callback=_with_their_owner,
     show_default=True,
     help="Folder that holds raw/ data/ checkpoints/ logs/ export/ cache/.",
 )
@@ -126,7 +141,7 @@ def status(volumes_dir: Path, json_wanted: bool) -> None:
 @cli.command()
 @_volumes
 def verify(volumes_dir: Path) -> None:
-    """Check every shard, checkpoint and exported file."""
+    """Check every shard, checkpoint and exported file. Exits with 1 if one is not good, 3 if there is none."""
     from svitlo.operations.verify import verify_volumes
 
     if not verify_volumes(Volumes(volumes_dir)):

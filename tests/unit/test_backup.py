@@ -316,11 +316,6 @@ def test_a_disk_that_fills_up_meanwhile_leaves_no_half_backup(
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-def test_a_destination_inside_the_volumes_is_refused(volumes: Volumes) -> None:
-    with pytest.raises(BackupError, match="inside the volume logs"):
-        backup(volumes, volumes.logs / "backups", say=quiet)
-
-
 def test_nothing_is_moved_while_a_trainer_works(volumes: Volumes, tmp_path: Path) -> None:
     folder = make_backup(volumes, tmp_path / "backups")
     before = content_of(volumes)

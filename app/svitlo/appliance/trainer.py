@@ -22,7 +22,7 @@ from svitlo.reporting.progress import GAVE_UP, MACHINE_FAULT, Progress
 from svitlo.reporting.status import ensure_complete
 from svitlo.storage.files import write_json
 from svitlo.storage.locks import exclusive_lock
-from svitlo.training.checkpoints import find_newest, load_checkpoint
+from svitlo.training.checkpoints import find_newest, load_checkpoint, refuse_to_overlook
 from svitlo.training.identity import changes_since
 from svitlo.training.machine_check import MOST_FAULTS, MachineFault
 from svitlo.volumes import Volumes
@@ -158,6 +158,8 @@ def _run_phase(
     request: Request, config: PhaseConfig, phase: Phase, interruption: Interruption, progress: Progress
 ) -> None:
     volumes = request.volumes
+    if request.resume is None:
+        refuse_to_overlook(volumes.root / "checkpoints", phase)
     manifest = _wait_for_data(request, phase, interruption, progress)
     with interruption.at_once():
         verify_shards(volumes.data(phase), manifest)

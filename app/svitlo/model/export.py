@@ -28,8 +28,9 @@ from svitlo.phases import PHASES, phase_numbered
 from svitlo.reporting.events import print_line
 from svitlo.storage.files import fsync_tree, make_folder, name_with_suffix, replace_folder
 from svitlo.storage.locks import exclusive_lock
+from svitlo.storage.owner import give_to_owner_of
 from svitlo.storage.space import reason_of, remedy_for
-from svitlo.storage.sums import SUMS, read_sums, sum_problem, write_sums
+from svitlo.storage.sums import SUMS, read_sums, shown, sum_problem, write_sums
 from svitlo.training.checkpoints import find_newest
 from svitlo.training.state import TrainingState
 from svitlo.units import file_size
@@ -64,6 +65,7 @@ def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) ->
             _write(partial, volumes, state, last)
             write_sums(partial)
             kept = _carry_over(volumes.model, partial)
+            give_to_owner_of(partial, partial.parent)
             fsync_tree(partial)
             replace_folder(partial, volumes.model)
         except SvitloError:
@@ -78,7 +80,7 @@ def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) ->
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     for name in kept:
-        say(f"kept, because no export has written it: {volumes.model / name}")
+        say(f"kept, because no export has written it: {shown(volumes.model / name)}")
     size = sum((volumes.model / name).stat().st_size for name in read_sums(volumes.model))
     say(f"model exported to {volumes.model} ({file_size(size)}; phase {state.phase}, step {state.global_step:,})")
     return volumes.model
@@ -251,6 +253,7 @@ def _only_export(volumes: Volumes) -> Iterator[None]:
     while True:
         with exclusive_lock(volumes.model.with_name(".lock")) as is_mine:
             if is_mine:
+                give_to_owner_of(volumes.model.with_name(".lock"), volumes.model.parent)
                 yield
                 return
         if time.monotonic() > deadline:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+from svitlo.operations.contents import contents
 from svitlo.operations.shared import (
     BACKUP_VOLUMES,
     BackupError,
     Say,
     copy_file,
-    give_to_owner_of,
+    is_in_model,
     link,
     move_aside,
     nobody_at_work,
@@ -18,9 +20,10 @@ from svitlo.operations.shared import (
 )
 from svitlo.reporting.events import now_as_text, print_line
 from svitlo.storage.files import fsync_tree, make_folder, remove_durably, rename_durably, write_json
+from svitlo.storage.owner import give_to_owner_of
 from svitlo.storage.space import explained, require_space
-from svitlo.storage.sums import SUMS, read_sums, sum_problem
-from svitlo.training.checkpoints import newest_position
+from svitlo.storage.sums import SUMS, read_sums, shown, sum_problem
+from svitlo.training.checkpoints import newest_position, position_of
 from svitlo.volumes import Volumes
 
 _STAGING = ".restore.partial"
@@ -38,11 +41,13 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
     # Before anything is read: a file of holes can claim a million times the size of its disk.
     require_space(volumes.root, total_bytes(path for path in source.rglob("*") if path.is_file()))
     sums = verify_backup(source)
+    if not any(name.split("/")[0] in BACKUP_VOLUMES for name in sums):
+        raise BackupError(f"{shown(source)}: holds nothing that belongs into the volumes. Choose another backup")
     say(f"{len(sums)} files verified")
     wanted = newest_position(source / "checkpoints")
     with nobody_at_work(volumes):
-        present = None if is_repeated else newest_position(volumes.root / "checkpoints")
-        if present is not None and not force and (wanted is None or present[0] != wanted[0] or present > wanted):
+        present = None if is_repeated or force else _present(volumes)
+        if present is not None and (wanted is None or present[0] != wanted[0] or present > wanted):
             raise BackupError(
                 f"{volumes.root}: holds {_in_words(present)}, and the backup {source} holds {_in_words(wanted)}. It is "
                 f"not put over a newer or another run; to do so all the same: `svitlo restore --force` or "
@@ -51,7 +56,7 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
         with explained(volumes.root):
             try:
                 _stage(volumes, source, sums)
-                write_json(volumes.restore_journal, {"from": str(source), "began": now_as_text()})
+                write_json(volumes.restore_journal, {"from": shown(source), "began": now_as_text()})
                 aside = move_aside(volumes, BACKUP_VOLUMES)
                 for volume in BACKUP_VOLUMES:
                     staging = volumes.root / volume / _STAGING
@@ -62,8 +67,16 @@ def restore(volumes: Volumes, source: Path, force: bool = False, say: Say = prin
                 for volume in BACKUP_VOLUMES:
                     shutil.rmtree(volumes.root / volume / _STAGING, ignore_errors=True)
     if (source / "config").is_dir():
-        say(f"the configuration that it was made with is in {source / 'config'}: a run goes on only with the same")
-    return f"restored {_in_words(wanted)}" + (f"; what was there is now in {aside}" if aside is not None else "")
+        say(f"its configuration is in {shown(source / 'config')}: a run goes on only with the same")
+    return f"restored {_in_words(wanted)}" + (f"; what was there is now in {shown(aside)}" if aside is not None else "")
+
+
+def _present(volumes: Volumes) -> tuple[str, int, int] | None:
+    """The newest checkpoint in the volumes, whatever its folder is called and whichever links lead there."""
+    with explained(volumes.root):
+        files = contents(volumes.root / "checkpoints", lambda path: not path.name.startswith(".")).files
+    positions = [position_of(Path(os.path.realpath(path))) for path in files if path.suffix.lower() == ".pt"]
+    return max(filter(None, positions), key=lambda position: position[1:], default=None)
 
 
 def _stage(volumes: Volumes, source: Path, sums: dict[str, str]) -> None:
@@ -81,7 +94,7 @@ def _stage(volumes: Volumes, source: Path, sums: dict[str, str]) -> None:
         if first is not None and link(first, target):
             continue
         if copy_file(source / name, target) != sums[name]:
-            raise BackupError(f"{source / name}: changed while it was being read. Try again")
+            raise BackupError(f"{shown(source / name)}: changed while it was being read. Try again")
         if volume == "checkpoints":
             copied[sums[name]] = target
     for volume in BACKUP_VOLUMES:
@@ -102,19 +115,24 @@ def verify_backup(source: Path) -> dict[str, str]:
         raise BackupError(
             f"{source}: holds {len(inside)} backups; name one of them, for example {source.name}/{inside[-1]}"
         )
+    return verify_files(source)
+
+
+def verify_files(source: Path) -> dict[str, str]:
+    """Compare every file in a folder with its sum, whatever the folder is called. Returns the sums."""
     sums = read_sums(source)
     for path in sorted(source.rglob("*")):
         name = str(path.relative_to(source))
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BackupError(f"{path}: a backup holds only files and folders, and this is neither")
+            raise BackupError(f"{shown(path)}: a backup holds only files and folders, and this is neither")
         if path.is_file() and name not in sums and name != SUMS:
-            raise BackupError(f"{path}: not named in {SUMS}, so it does not belong to this backup. Remove it")
+            raise BackupError(f"{shown(path)}: not named in {SUMS}, so it does not belong to this backup. Remove it")
     for name, expected in sums.items():
-        if any(part.startswith(".") for part in name.split("/")):
-            raise BackupError(f"{source / name}: a hidden file, and no backup holds one. Choose another backup")
+        if any(part.startswith(".") for part in name.split("/")) and not is_in_model(name):
+            raise BackupError(f"{shown(source / name)}: a hidden file, and no backup holds one. Choose another backup")
         problem = sum_problem(source, name, expected)
         if problem:
-            raise BackupError(f"{source / name}: {problem}. Choose another backup")
+            raise BackupError(f"{shown(source / name)}: {problem}. Choose another backup")
     return sums
 
 

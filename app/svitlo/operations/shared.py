@@ -5,14 +5,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from svitlo.errors import SvitloError
-from svitlo.storage.files import copy_durably, link_durably, make_folder, rename_durably
+from svitlo.storage.files import (
+    TEMPORARY_SUFFIX,
+    copy_durably,
+    link_durably,
+    make_folder,
+    name_with_suffix,
+    rename_durably,
+)
 from svitlo.storage.locks import exclusive_lock
-from svitlo.volumes import Volumes
+from svitlo.storage.owner import give_to_owner_of
+from svitlo.storage.sums import shown
+from svitlo.volumes import VOLUME_NAMES, Volumes
 
 Say = Callable[[str], object]
 
@@ -29,6 +39,12 @@ class BackupError(SvitloError):
     exit_code = 2
 
 
+class NothingThere(SvitloError):  # noqa: N818 — reads as what it says
+    """There is nothing to check or to copy, which must not look like success: most often a disk was swapped."""
+
+    exit_code = 3
+
+
 @contextlib.contextmanager
 def nobody_at_work(volumes: Volumes) -> Iterator[None]:
     """Only while nobody works on these volumes."""
@@ -36,6 +52,8 @@ def nobody_at_work(volumes: Volumes) -> Iterator[None]:
         if not (no_trainer and no_preparation):
             who = "data preparation" if no_trainer else "a trainer"
             raise BackupError(f"{volumes.root}: {who} is at work on these volumes. Stop it first (`make down`)")
+        for lock in (volumes.trainer_lock, volumes.prepare_lock):
+            give_to_owner_of(lock, lock.parent)
         yield
 
 
@@ -48,6 +66,9 @@ def move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
     found = {name: [path for path in paths if not path.name.startswith(".")] for name, paths in entries.items()}
     if not any(found.values()):
         return None
+    _let_links_lead_where_they_do(
+        [path for paths in found.values() for path in paths], [volumes.root / n for n in names]
+    )
     target = unused(volumes.root / _RUNS / timestamp())
     for name, paths in found.items():
         folder = target / name
@@ -61,8 +82,19 @@ def move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
                 folder = volumes.root / name / f".{_RUNS}" / target.name
                 make_folder(folder)
                 rename_durably(path, folder / path.name)
-    give_to_owner_of(target, volumes.root)
+    give_to_owner_of(volumes.root / _RUNS, volumes.root)
     return target
+
+
+def _let_links_lead_where_they_do(paths: list[Path], together: list[Path]) -> None:
+    """Make relative links absolute that lead out of the folders that move `together`: to a larger disk, for example."""
+    moving = [folder.resolve() for folder in together]
+    for link in (link for path in paths for link in (path, *path.rglob("*")) if link.is_symlink()):
+        goal = Path(os.path.realpath(link))
+        if not link.readlink().is_absolute() and not any(goal.is_relative_to(folder) for folder in moving):
+            absolute = name_with_suffix(link, TEMPORARY_SUFFIX)
+            absolute.symlink_to(goal)
+            rename_durably(absolute, link)
 
 
 def copy_file(source: Path, target: Path) -> str:
@@ -70,6 +102,11 @@ def copy_file(source: Path, target: Path) -> str:
     make_folder(target.parent)
     with open(source, "rb") as file:
         return copy_durably(file, target)
+
+
+def is_in_model(name: str | Path) -> bool:
+    """Whether a path below the volumes' root lies in the exported model, where people name things as they like."""
+    return len(Path(name).parts) > 2 and Path(name).parts[:2] == ("export", "model")
 
 
 def link(source: Path, target: Path) -> bool:
@@ -90,12 +127,17 @@ def total_bytes(paths: Iterable[Path]) -> int:
     return sum(sizes.values())
 
 
-def give_to_owner_of(folder: Path, owner: Path) -> None:
-    """Root gives what it has made to the user who trains."""
-    if os.getuid() == 0:
-        status = owner.stat()
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, status.st_uid, status.st_gid)
+def give_volumes_to_their_owners(volumes: Volumes) -> None:
+    """After a command of root: what it has made in the volumes belongs to those who train. It makes nothing in raw/."""
+    folders = {name: volumes.root / name for name in VOLUME_NAMES if name != volumes.raw.name}
+    left = sum(give_to_owner_of(folder, folder) for folder in folders.values())
+    left += give_to_owner_of(volumes.root / _RUNS, volumes.root)
+    if left:
+        print(
+            f"warning: {shown(volumes.root)}: {left} files belong to root and cannot be given to its owner. Run: "
+            f"chown -R {volumes.root.stat().st_uid}:{volumes.root.stat().st_gid} {shown(volumes.root)}",
+            file=sys.stderr,
+        )
 
 
 def timestamp() -> str:

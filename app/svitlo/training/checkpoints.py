@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from svitlo.errors import CheckpointError
-from svitlo.phases import Phase
+from svitlo.phases import PHASES, Phase
 from svitlo.storage.files import (
     link_durably,
     make_folder,
@@ -28,6 +28,7 @@ from svitlo.storage.files import (
 )
 from svitlo.storage.seal import check_seal, label_of
 from svitlo.storage.space import reason_of
+from svitlo.storage.sums import shown
 from svitlo.training.state import TrainingState
 
 LAST = "last_checkpoint.pt"
@@ -176,6 +177,38 @@ def set_aside_newer(folder: Path, step: int, run_id: str) -> list[Path]:
         for path, position in positions.items()
         if position is not None and (position[0] != run_id or position[2] > step)
     ]
+
+
+def refuse_to_overlook(checkpoints: Path, phase: Phase) -> None:
+    """Raise `CheckpointError` where a phase would begin from zero beside checkpoints that lie under another name.
+
+    A copy over a FAT disk may have made `Phase1` of `phase1`. While a run is there already, only what it would need for
+    this phase counts: people keep copies.
+    """
+    known = {path for each in PHASES for path in _all_in(checkpoints / each.name) if os.path.lexists(path)}
+    if any(path.parent.name == phase.name for path in known):
+        return
+    runs = {position[0] for position in map(position_of, known) if position is not None}
+    entries = sorted(checkpoints.glob("[!.]*"))
+    overlooked = [
+        path
+        for entry in entries
+        for path in (entry.rglob("*") if entry.is_dir() else [entry])
+        if path.suffix.lower() == ".pt" and path not in known and (not runs or _is_of(path, runs, phase))
+    ]
+    if overlooked:
+        names = sorted({shown(path.relative_to(checkpoints)) for path in overlooked})
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoints}: {phase} would begin from zero, beside checkpoints under names that nothing looks for: "
+            f"{names[0]}{more}. Rename their folder to {phase.name} (the newest file is {LAST}), or move them out of "
+            f"{checkpoints}; `make new-run` moves everything aside"
+        )
+
+
+def _is_of(path: Path, runs: set[str], phase: Phase) -> bool:
+    position = position_of(path)
+    return position is not None and position[0] in runs and position[1] == phase.number
 
 
 def note_run(path: Path, run_id: str) -> None:
