@@ -74,6 +74,7 @@ class Saver:
         self._observer = observer
         self._interruption = interruption
         self._saved_step = saved_step
+        self._saved_state: TrainingState | None = None
         self._schedule = SaveSchedule(config)
 
     def is_due(self, step: int) -> bool:
@@ -97,6 +98,7 @@ class Saver:
             self._observer.save_failed(state, error.__context__ if isinstance(error.__context__, OSError) else error)
             return False
         self._saved_step = state.global_step
+        self._saved_state = state
         self._schedule.saved(state.global_step, seconds)
         self._observer.saved(state, seconds)
         return True
@@ -108,8 +110,20 @@ class Saver:
             self._observer.alive()
 
     def mark_best(self) -> None:
-        """The checkpoint that was just saved is the best so far."""
-        mark_best(self._folder)
+        """The checkpoint that was just saved is the best so far. Retries until the disk has room for that.
+
+        It needs room only on a disk without hard links.
+        """
+        while True:
+            try:
+                mark_best(self._folder)
+                return
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or self._saved_state is None:
+                    raise
+                self._observer.save_failed(self._saved_state, error)
+            self._interruption.wait(_SECONDS_BEFORE_SAVING_AGAIN)
+            self._observer.alive()
 
 
 def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
@@ -138,6 +152,7 @@ def mark_best(folder: Path) -> None:
 
     Damage to that file hits both names. A copy would not help: the run goes on from an older generation anyway, and
     each improvement would cost a whole save. If the best state is lost, `find_best` says so and hands on the newest.
+    On a disk without hard links it is a copy all the same, at that cost.
     """
     link_durably(folder / LAST, folder / BEST)
 
