@@ -197,7 +197,7 @@ class Volumes:
         Returns the folders on disks that cannot sync folders, which was accepted.
         """
         command = f"`svitlo setup --volumes {self.root} --accept {FOLDER_FSYNC}`"
-        how = f"{command} (in containers `docker compose run --rm setup setup --accept {FOLDER_FSYNC}`)"
+        how = f"{command} (in containers `docker/tools.sh setup --accept {FOLDER_FSYNC}`)"
         tried: dict[int, bool] = {}
         for folder in folders:
             disk = folder.stat().st_dev
@@ -223,6 +223,29 @@ class Volumes:
         except (OSError, ValueError):
             return []
         return [str(name) for name in names] if isinstance(names, list) else []
+
+
+class VolumeWatch:
+    """Notices that the folder of a volume is no longer the one that it was at the start.
+
+    A disk that goes away leaves the empty folder that it was mounted on, or another disk takes its place. Nothing may
+    be written there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Watches nothing where `folder` is not a volume that was set up."""
+        self._folder = folder
+        self._id = _marker_of(folder).get("id")
+
+    @property
+    def is_there(self) -> bool:
+        return self._id is None or _marker_of(self._folder).get("id") == self._id
+
+    def require(self) -> None:
+        """Raise `OSError` (ENODEV) unless the volume is there."""
+        if not self.is_there:
+            reason = f"the disk of {self._folder} is not mounted any more"
+            raise OSError(errno.ENODEV, reason, str(self._folder))
 
 
 def _marker_of(folder: Path) -> dict[str, Any]:
