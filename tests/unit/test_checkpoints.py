@@ -365,16 +365,17 @@ def test_without_hard_links_the_copy_is_compared_before_it_counts(
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    def miscopy(source: BinaryIO, target: Path) -> str:
-        target.write_bytes(source.read()[:-1] + b"?")
-        return ""
+    def damage(file: BinaryIO) -> None:
+        file.seek(100)
+        file.write(b"?")
+        file.flush()
 
     save_steps(tmp_path, 1)
     monkeypatch.setattr(os, "link", refuse)
     mark_best(tmp_path)
     assert load_checkpoint(tmp_path / BEST).global_step == 1
     save_steps(tmp_path, 2)
-    monkeypatch.setattr(files, "copy_durably", miscopy)
+    monkeypatch.setattr(files, "fsync_file", damage)
     with pytest.raises(OSError, match="not what was copied"):
         mark_best(tmp_path)
     assert load_checkpoint(tmp_path / BEST).global_step == 1

@@ -110,8 +110,11 @@ def link_durably(source: Path, target: Path, *, fsync: bool = True) -> None:
 def _copy_verified(source: Path, target: Path) -> None:
     """Copy a file to a new path, sync it, and compare what can be read back. Leaves nothing where that fails."""
     try:
-        with open(source, "rb") as content:
-            copy_durably(content, target)
+        with open(source, "rb") as content, open(target, "xb") as file:
+            while chunk := content.read(_CHUNK):
+                file.write(chunk)
+                begin_fsync(file)
+            fsync_file(file)
         if not _same_content(source, target):
             raise OSError(errno.EIO, "the copy is not what was copied", str(target))
     except BaseException:
