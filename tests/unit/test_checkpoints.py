@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from svitlo.config import CheckpointConfig
-from svitlo.errors import CheckpointError
+from svitlo.errors import CheckpointError, VolumeError
 from svitlo.interruption import Interruption
 from svitlo.phases import PRETRAINING
 from svitlo.reporting.observer import Observer, RunState
@@ -380,3 +380,14 @@ def test_without_hard_links_the_copy_is_compared_before_it_counts(
         mark_best(tmp_path)
     assert load_checkpoint(tmp_path / BEST).global_step == 1
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_without_room_for_a_copy_the_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / LAST).unlink()
+    monkeypatch.setattr(checkpoints, "link_durably", full)
+    with pytest.raises(VolumeError, match=r"no space is left on this disk\. All checkpoints are kept"):
+        newest(tmp_path)
