@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import fcntl
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection
@@ -71,7 +70,7 @@ def abilities_of(folder: Path) -> Abilities:
     except OSError:
         return Abilities()
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
 
 
 def require_able_disk(folder: Path, accepted: Collection[str], how_to_accept: str) -> Abilities:
@@ -142,4 +141,11 @@ def _remove_leftovers(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for path in folder.glob(_PREFIX + "*"):
             if abs(time.time() - path.stat().st_mtime) > _LEFTOVER_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
+
+
+def _remove(place: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            path.unlink()
+        place.rmdir()
