@@ -16,6 +16,7 @@ import click
 from svitlo import __version__
 from svitlo.errors import ConfigError, SvitloError
 from svitlo.phases import PHASES, phase_numbered
+from svitlo.storage.probe import ACCEPTABLE
 from svitlo.volumes import Volumes
 
 
@@ -62,9 +63,16 @@ def cli() -> None:
 @cli.command()
 @_volumes
 @click.option("--owner", metavar="UID:GID", help="Give the folders to this user (when run as root).")
-def setup(volumes_dir: Path, owner: str | None) -> None:
+@click.option(
+    "--accept",
+    "accepted",
+    type=click.Choice(ACCEPTABLE),
+    multiple=True,
+    help="Use a disk that cannot promise this (see docs/durability.md).",
+)
+def setup(volumes_dir: Path, owner: str | None, accepted: tuple[str, ...]) -> None:
     """Create the volume folders and mark them as set up. Leaves folders alone that are set up already."""
-    made = Volumes(volumes_dir).set_up(_parse_owner(owner))
+    made = Volumes(volumes_dir).set_up(_parse_owner(owner), accepted, say=lambda note: click.echo(f"note: {note}"))
     click.echo(f"volumes in {volumes_dir}: " + (f"set up {', '.join(made)}" if made else "all set up already"))
 
 

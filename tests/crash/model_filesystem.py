@@ -206,10 +206,13 @@ def state_of(root: Path) -> State:
 class Recorder:
     """Records what the code inside a `with` block does to files below `root`. Can make one operation fail.
 
-    `fail_at`: the number of the operation (from 0) that fails with `error`.
+    `fail_at`: the number of the operation (from 0) that fails with `error`. `has_links`: whether the disk has hard
+    links.
     """
 
-    def __init__(self, root: Path, fail_at: int | None = None, error: int = errno.ENOSPC) -> None:
+    def __init__(
+        self, root: Path, fail_at: int | None = None, error: int = errno.ENOSPC, *, has_links: bool = True
+    ) -> None:
         self.root = root
         self.start = state_of(root)
         self.log: list[Operation] = []
@@ -217,6 +220,7 @@ class Recorder:
         """The kinds of all operations, also of those that failed."""
         self._fail_at = fail_at
         self._error = error
+        self._has_links = has_links
         self._next_inode = max((inode for _, inode, _ in self.start.files), default=0) + 1
         self._inodes = {inode: inode for _, inode, _ in self.start.files}
         self._undo = contextlib.ExitStack()
@@ -316,6 +320,8 @@ class Recorder:
             self._note("fsync", lambda: real(descriptor), inode=self._inode(descriptor))
 
     def _link(self, real: Any, source: Any, target: Any, **options: Any) -> None:
+        if not self._has_links:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._on_names("link", real, source, target, options)
 
     def _rename(self, real: Any, source: Any, target: Any, **options: Any) -> None:

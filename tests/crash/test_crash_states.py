@@ -88,7 +88,9 @@ def train_a_little(folder: Path, keep: int, recorder: Recorder) -> None:
             state.best_step, state.best_loss = step, 1.0 / step
 
 
-def explore_saves(recorder: Recorder, keep: int, folder: Path, without: str = "") -> tuple[int, int, int]:
+def explore_saves(
+    recorder: Recorder, keep: int, folder: Path, without: str = "", *, has_links: bool = True
+) -> tuple[int, int, int]:
     """Check every state after every operation. Operations of the kind `without` count as never done.
 
     Returns the numbers of operations, of states after a cut, and of states after a second cut during the recovery.
@@ -113,7 +115,7 @@ def explore_saves(recorder: Recorder, keep: int, folder: Path, without: str = ""
                 assert load_checkpoint(root / "phase1" / LAST).global_step == step
 
         def check(root: Path, allowed: tuple[int | None, int | None] = allowed) -> None:
-            with Recorder(root) as recovery:
+            with Recorder(root, has_links=has_links) as recovery:
                 find(root, allowed)
             recovery.check_completeness()
             for _, disk_then in recovery.replay():  # the power fails again, at any moment of the recovery
@@ -127,30 +129,35 @@ def explore_saves(recorder: Recorder, keep: int, folder: Path, without: str = ""
     return num_operations, first.num_states, second.num_states
 
 
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "no-links"])
 @pytest.mark.parametrize("keep", [2, 3])
-def test_every_state_of_three_saves_has_the_newest_checkpoint_or_the_one_before(fast_folder: Path, keep: int) -> None:
+def test_every_state_of_three_saves_has_the_newest_checkpoint_or_the_one_before(
+    fast_folder: Path, keep: int, has_links: bool
+) -> None:
     run = fast_folder / "run"
     run.mkdir()
-    with Recorder(run) as recorder:
+    with Recorder(run, has_links=has_links) as recorder:
         train_a_little(run / "phase1", keep, recorder)
     recorder.check_completeness()
-    num_operations, num_first, num_second = explore_saves(recorder, keep, fast_folder)
+    assert any(operation.kind == "link" for operation in recorder.log) == has_links
+    num_operations, num_first, num_second = explore_saves(recorder, keep, fast_folder, has_links=has_links)
     print(
-        f"\ncheckpoints, keep = {keep}: {num_operations} operations, {num_first:,} states after a cut, "
-        f"{num_second:,} after a second cut during the recovery"
+        f"\ncheckpoints, keep = {keep}{'' if has_links else ', no hard links'}: {num_operations} operations, "
+        f"{num_first:,} states after a cut, {num_second:,} after a second cut during the recovery"
     )
     assert num_first > 100
 
 
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "no-links"])
 @pytest.mark.parametrize("without", ["fsync", "fsync_folder"])
-def test_the_model_sees_when_something_is_not_synced(fast_folder: Path, without: str) -> None:
+def test_the_model_sees_when_something_is_not_synced(fast_folder: Path, without: str, has_links: bool) -> None:
     """The same saves without one kind of fsync. A model that finds nothing here would prove nothing above."""
     run = fast_folder / "run"
     run.mkdir()
-    with Recorder(run) as recorder:
+    with Recorder(run, has_links=has_links) as recorder:
         train_a_little(run / "phase1", 3, recorder)
     with pytest.raises(AssertionError, match=r"found step|must not leave a broken"):
-        explore_saves(recorder, 3, fast_folder, without)
+        explore_saves(recorder, 3, fast_folder, without, has_links=has_links)
 
 
 class Corpus:

@@ -45,13 +45,17 @@ def save_and_mark(folder: Path, step: int) -> None:
     mark_best(folder)
 
 
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "no-links"])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_whichever_operation_of_a_save_fails_a_good_checkpoint_stays(fast_folder: Path, error: int) -> None:
+def test_whichever_operation_of_a_save_fails_a_good_checkpoint_stays(
+    fast_folder: Path, error: int, has_links: bool
+) -> None:
     """Each write, fsync, link, rename and removal of a save in turn."""
     before = fast_folder / "before"
     for step in (1, 2, 3):
         save_and_mark(before, step)
-    with Recorder(shutil.copytree(before, fast_folder / "counted", copy_function=os.link)) as recorder:
+    counted = shutil.copytree(before, fast_folder / "counted", copy_function=os.link)
+    with Recorder(counted, has_links=has_links) as recorder:
         save_and_mark(fast_folder / "counted", 4)
     kinds = recorder.attempted
     assert kinds.count("write") >= 3
@@ -59,7 +63,8 @@ def test_whichever_operation_of_a_save_fails_a_good_checkpoint_stays(fast_folder
     for number in range(len(kinds)):
         folder = fast_folder / "now"
         shutil.copytree(before, folder, copy_function=os.link)
-        with Recorder(folder, fail_at=number, error=error), pytest.raises(OSError, match=re.escape(os.strerror(error))):
+        recorder = Recorder(folder, fail_at=number, error=error, has_links=has_links)
+        with recorder, pytest.raises(OSError, match=re.escape(os.strerror(error))):
             save_and_mark(folder, 4)
         last = load_checkpoint(folder / LAST)
         is_renamed = kinds[:number].count("rename") >= 2  # the generation's name, then the last one's

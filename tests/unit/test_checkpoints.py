@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import pickle
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 
 from svitlo.config import CheckpointConfig
-from svitlo.errors import CheckpointError
+from svitlo.errors import CheckpointError, VolumeError
+from svitlo.interruption import Interruption
 from svitlo.phases import PRETRAINING
+from svitlo.reporting.observer import Observer, RunState
+from svitlo.storage import files
 from svitlo.training import checkpoints
 from svitlo.training.checkpoints import BEST, LAST, find_best, load_checkpoint
-from svitlo.training.saving import SaveSchedule, mark_best, save_checkpoint
+from svitlo.training.saving import Saver, SaveSchedule, mark_best, save_checkpoint
 from svitlo.training.state import TrainingState
+from svitlo.volumes import MARKER, Volumes
 from tests.support import Rejections, newest
 
 
@@ -280,3 +286,108 @@ def test_saving_every_n_steps_happens_once_per_milestone() -> None:
     assert [step for step in range(1, 12) if schedule.is_due(step)] == [5, 10]
     schedule.saved(10, seconds=0.1)
     assert not schedule.is_due(10)
+
+
+class Failures(Observer):
+    """Collects why saves failed. Everything else goes unheard."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def save_failed(self, state: RunState, error: BaseException) -> None:
+        self.errors.append(error)
+
+
+class Trained:
+    """Stands for a model or an optimizer: something with a state."""
+
+    def state_dict(self) -> dict[str, object]:
+        return {"weight": torch.zeros(3)}
+
+
+def saver_on(volumes: Volumes) -> tuple[Saver, Failures]:
+    volumes.set_up()
+    observer = Failures()
+    folder = volumes.checkpoints(PRETRAINING)
+    return Saver(folder, CheckpointConfig(), observer, Interruption(signals=())), observer
+
+
+def save(saver: Saver, step: int) -> bool:
+    return saver.save(make_state(step), Trained(), Trained())  # type: ignore[arg-type]
+
+
+def test_nothing_is_saved_where_the_disk_was(tmp_path: Path) -> None:
+    """The folder that a disk was mounted on, or another disk in its place, is not the volume that was set up."""
+    volumes = Volumes(tmp_path / "volumes")
+    saver, observer = saver_on(volumes)
+    assert save(saver, 1)
+    place = volumes.root / "checkpoints"
+    away = place.rename(tmp_path / "away")
+    place.mkdir()
+    assert not save(saver, 2)
+    assert not list(place.iterdir())
+    (place / MARKER).write_text(json.dumps({"volume": "checkpoints", "id": "another"}))
+    assert not save(saver, 3)
+    assert [path.name for path in place.iterdir()] == [MARKER]
+    assert ["not mounted any more" in str(error) for error in observer.errors] == [True, True]
+    (place / MARKER).unlink()
+    place.rmdir()
+    away.rename(place)
+    assert save(saver, 4)
+    assert load_checkpoint(place / "phase1" / LAST).global_step == 4
+
+
+def test_the_best_one_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = Volumes(tmp_path / "volumes")
+    saver, observer = saver_on(volumes)
+    save(saver, 1)
+    marker = volumes.root / "checkpoints" / MARKER
+    content = marker.read_bytes()
+    marker.unlink()
+    monkeypatch.setattr(Interruption, "wait", lambda self, seconds: marker.write_bytes(content))
+    saver.mark_best()
+    assert len(observer.errors) == 1
+    assert load_checkpoint(marker.parent / "phase1" / BEST).global_step == 1
+
+
+def test_a_checkpoint_that_is_lost_is_not_waited_for(tmp_path: Path) -> None:
+    volumes = Volumes(tmp_path / "volumes")
+    saver, _ = saver_on(volumes)
+    save(saver, 1)
+    (volumes.checkpoints(PRETRAINING) / LAST).unlink()
+    with pytest.raises(FileNotFoundError):
+        saver.mark_best()
+
+
+def test_without_hard_links_the_copy_is_compared_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    def damage(file: BinaryIO) -> None:
+        file.seek(100)
+        file.write(b"?")
+        file.flush()
+
+    save_steps(tmp_path, 1)
+    monkeypatch.setattr(os, "link", refuse)
+    mark_best(tmp_path)
+    assert load_checkpoint(tmp_path / BEST).global_step == 1
+    save_steps(tmp_path, 2)
+    monkeypatch.setattr(files, "fsync_file", damage)
+    with pytest.raises(OSError, match="not what was copied"):
+        mark_best(tmp_path)
+    assert load_checkpoint(tmp_path / BEST).global_step == 1
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_without_room_for_a_copy_the_start_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / LAST).unlink()
+    monkeypatch.setattr(checkpoints, "link_durably", full)
+    with pytest.raises(VolumeError, match=r"no space is left on this disk\. All checkpoints are kept"):
+        newest(tmp_path)

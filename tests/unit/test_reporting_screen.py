@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from svitlo.phases import PRETRAINING
+from svitlo.reporting import overview as overview_module
 from svitlo.reporting import status as status_module
 from svitlo.reporting.events import EventLog
 from svitlo.reporting.metrics import MetricsLog
 from svitlo.reporting.overview import SCHEMA, DataOverview, overview
 from svitlo.reporting.screen import print_screen
-from svitlo.reporting.status import STALE_SECONDS, boot_seconds, write_status
+from svitlo.reporting.status import STALE_SECONDS, boot_seconds, set_health, write_status
+from svitlo.storage.mounts import Mount
 from svitlo.volumes import Volumes
 from tests.conftest import ROOT
 
@@ -170,3 +172,52 @@ def test_saves_do_not_push_other_events_off_the_screen(volumes: Volumes) -> None
         log.record("saved", f"saved step {step}")
     log.record("evaluated", "validation loss 5.0")
     assert [event["event"] for event in overview(volumes)["events"]] == ["cut off", "evaluated"]
+
+
+def read_only_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview_module, "mount_of", lambda path: Mount("ext4", is_read_only=True))
+
+
+@pytest.mark.parametrize("seconds", [20, 3_600])
+def test_a_read_only_disk_is_seen_by_the_status_itself(
+    volumes: Volumes, seconds: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer cannot write that it cannot write."""
+    write_status(volumes.status, state="training", phase=1, step=7, tokens_per_second=1480.0)
+    later(monkeypatch, seconds)
+    read_only_disk(monkeypatch)
+    known = overview(volumes)
+    assert known["state"] == "error"
+    assert not known["is_running"]
+    text = " ".join(screen(volumes, capsys).replace("│", "").split())
+    assert "its disk (ext4) is read-only, so nothing is saved and nothing reported: the last report is of" in text
+    assert "20 s ago" in text if seconds == 20 else "1 h 0 min ago" in text or "1 h ago" in text
+    assert "tokens/s" not in text
+
+
+def test_a_finished_run_may_lie_on_a_read_only_disk(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_status(volumes.status, state="complete", message="done")
+    volumes.completion.write_text("{}")
+    read_only_disk(monkeypatch)
+    assert overview(volumes)["state"] == "complete"
+
+
+def test_a_service_that_cannot_report_is_unhealthy(
+    volumes: Volumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health = tmp_path / "health"
+    monkeypatch.setenv("SVITLO_HEALTH_FILE", str(health))
+    write_status(volumes.status, state="training")
+    set_health(True, "training")
+    away = volumes.logs.rename(volumes.root / "away")
+    volumes.logs.mkdir()  # the folder below the mount point
+    write_status(volumes.status, state="training")
+    set_health(True, "training")
+    assert health.read_text().startswith("unhealthy\n")
+    assert "not mounted any more" in health.read_text()
+    assert not list(volumes.logs.iterdir())
+    volumes.logs.rmdir()
+    away.rename(volumes.logs)
+    write_status(volumes.status, state="training")
+    set_health(True, "training")
+    assert health.read_text().startswith("healthy\n")

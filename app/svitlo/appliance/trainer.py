@@ -17,7 +17,7 @@ from svitlo.errors import AlreadyRunning, ConfigError, SvitloError
 from svitlo.interruption import Interrupted, Interruption
 from svitlo.manifest import DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.phases import PHASES, PRETRAINING, Phase
-from svitlo.reporting.events import read_events
+from svitlo.reporting.events import print_line, read_events
 from svitlo.reporting.progress import GAVE_UP, MACHINE_FAULT, Progress
 from svitlo.reporting.status import ensure_complete
 from svitlo.storage.files import write_json
@@ -53,7 +53,8 @@ def train(request: Request, interruption: Interruption) -> str:
     """
     volumes = request.volumes
     volumes.require("data")
-    volumes.require_writable("checkpoints", "logs", "export")
+    notes: list[str] = []
+    volumes.require_writable("checkpoints", "logs", "export", say=notes.append)
     configs = {phase: load_phase_config(request.config_dir, phase) for phase in PHASES}
     done = completion(volumes, configs)
     if done is not None and request.resume is None:
@@ -72,6 +73,8 @@ def train(request: Request, interruption: Interruption) -> str:
         if ending is not None:
             progress.cut_off(f"the last trainer was ended by {ending.in_words}", ending.deaths)
         progress.started()
+        for note in notes:
+            print_line(f"note: {note}")
         with _ending_noted(record, progress):
             if ending is not None:
                 _give_up_if_it_keeps_dying(ending, progress)

@@ -102,7 +102,8 @@ def _write(folder: Path, volumes: Volumes, state: TrainingState, last: TrainingS
     has_curve = write_loss_curve(volumes.metrics, folder / "loss.png", state.phase)
     write_card(folder, record, has_curve)
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors makes files for their owner alone
+        with contextlib.suppress(OSError):  # a disk without permissions lets everybody read anyway
+            path.chmod(0o644)  # safetensors makes files for their owner alone
 
 
 def _carry_over(present: Path, new: Path) -> list[str]:
@@ -126,7 +127,9 @@ def _carry_over(present: Path, new: Path) -> list[str]:
         if target.exists():
             target = name_with_suffix(target, ".kept")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target, follow_symlinks=False)
+        shutil.copyfile(path, target, follow_symlinks=False)
+        with contextlib.suppress(OSError):  # times and permissions, where the disk keeps them
+            shutil.copystat(path, target, follow_symlinks=False)
         kept.append(target.relative_to(new).as_posix())
     return kept
 

@@ -17,6 +17,7 @@ from svitlo.phases import PHASES, Phase
 from svitlo.reporting.events import read_events
 from svitlo.reporting.jsonlines import parse_json_line
 from svitlo.reporting.status import RUNNING_STATES, Status, read_status
+from svitlo.storage.mounts import mount_of
 from svitlo.storage.space import free_bytes
 from svitlo.storage.sums import SUMS
 from svitlo.units import duration
@@ -24,6 +25,8 @@ from svitlo.volumes import VOLUME_NAMES, Volumes
 
 SCHEMA = 1
 NUM_EVENTS = 8
+_AT_WORK = ("preparing data", "not running")
+"""States besides those of a running trainer in which something is to be written, now or at the next start."""
 
 
 class ServiceOverview(TypedDict):
@@ -123,11 +126,14 @@ def overview(volumes: Volumes) -> Overview:
     # A save a minute would push everything else off the screen.
     events = [event for event in read_events(volumes.events) if event["event"] != "saved"][-NUM_EVENTS:]
     state, message = _state(volumes, trainer, preparation, phases, events, is_complete=is_complete)
+    read_only = _read_only(volumes, trainer or preparation) if state in (*RUNNING_STATES, *_AT_WORK) else ""
+    if read_only:
+        state, message = "error", read_only
     known: Overview = {
         "schema": SCHEMA,
         "state": state,
         "message": message,
-        "is_running": trainer is not None and trainer.is_alive,
+        "is_running": trainer is not None and trainer.is_alive and not read_only,
         "run_id": None if trainer is None else trainer.run_id,
         "trainer": _service(trainer),
         "data_preparation": _service(preparation),
@@ -174,6 +180,27 @@ def _state(
     if any((volumes.root / name).is_dir() for name in VOLUME_NAMES):
         return "not started", "nothing was prepared or trained yet: `docker compose up -d` or `svitlo prepare`"
     return "not set up", "these volumes do not exist yet: `docker compose up -d` or `svitlo setup`"
+
+
+def _read_only(volumes: Volumes, service: Status | None) -> str:
+    """What is wrong where a disk that must be written is read-only. Empty where none is.
+
+    Looked at here and not asked of the service, because it cannot report any more.
+    """
+    for name in ("checkpoints", "logs"):
+        mount = mount_of(volumes.root / name)
+        if mount is not None and mount.is_read_only:
+            heard = "nothing was ever reported"
+            if service is not None:
+                age = service.age_seconds
+                ago = "before the machine was restarted" if age is None else f"{duration(age)} ago"
+                heard = f"the last report is of {full_time(service)}, {ago}"
+            return (
+                f"{volumes.root / name}: its disk ({mount.kind}) is read-only, so nothing is saved and nothing "
+                f"reported: {heard}. Look for its error in the kernel's log (`dmesg`), check it (fsck), and mount it "
+                f"so that it can be written"
+            )
+    return ""
 
 
 def _state_of_trainer(trainer: Status, *, is_complete: bool) -> tuple[str, str]:

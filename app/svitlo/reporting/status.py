@@ -17,7 +17,9 @@ from typing import Any
 from svitlo.machine import boot_id, boot_seconds, oom_kills
 from svitlo.reporting.events import now_as_text
 from svitlo.storage.files import write_durably, write_json
+from svitlo.storage.space import reason_of
 from svitlo.units import duration, file_size
+from svitlo.volumes import VolumeWatch
 
 WAITING_FOR_DATA = "waiting for data"
 RUNNING_STATES = (WAITING_FOR_DATA, "starting", "preparing", "training", "evaluating", "exporting")
@@ -93,6 +95,11 @@ class Status:
         return self.state in RUNNING_STATES and age is not None and age <= STALE_SECONDS
 
 
+_unwritten: dict[Path, str] = {}
+"""Why this process could not write a status the last time."""
+_watched: dict[Path, VolumeWatch] = {}
+"""The volumes that this process has written a status to."""
+
 FIELDS = {field.name for field in dataclasses.fields(Status)}
 
 
@@ -102,15 +109,23 @@ def write_status(path: Path, **fields: Any) -> None:
     `fields` are those of `Status`. `state` is required; `pid`, the times and `oom_kills` are filled in.
 
     Raises `TypeError` for an unknown field and `ValueError` for an unknown state. Never raises `OSError`: on a full
-    disk the old status stays, and its age shows that it is old.
+    disk the old status stays, and its age shows that it is old. The health then says so, because it lies elsewhere.
+    Nothing is written where the volume is not there any more: its disk went away.
     """
     fields.setdefault("pid", os.getpid())
     fields.update(updated=now_as_text(), boot_id=boot_id(), boot_seconds=boot_seconds(), oom_kills=oom_kills())
     status = Status(**fields)
     if status.state not in STATES:
         raise ValueError(f"state {status.state!r} is none of {', '.join(STATES)}")
-    with contextlib.suppress(OSError):
+    try:
+        _watched.setdefault(path.parent, VolumeWatch(path.parent)).require()
         write_json(path, dataclasses.asdict(status), fsync=False)
+    except OSError as error:
+        _unwritten[path] = f"{path}: the status cannot be written ({reason_of(error)})"
+        if _is_called_healthy():  # a worse reason stays
+            set_health(False, _unwritten[path])
+    else:
+        _unwritten.pop(path, None)
 
 
 def ensure_complete(path: Path, message: str) -> None:
@@ -132,13 +147,25 @@ def read_status(path: Path) -> Status | None:
 
 
 def set_health(healthy: bool, reason: str) -> None:
-    """Tell Docker's health check, if `$SVITLO_HEALTH_FILE` names its file. Never raises `OSError`."""
+    """Tell Docker's health check, if `$SVITLO_HEALTH_FILE` names its file. Never raises `OSError`.
+
+    A service whose status cannot be written is not healthy, whatever it thinks.
+    """
     name = os.environ.get(HEALTH_FILE)
     if not name:
         return
+    if healthy and _unwritten:
+        healthy, reason = False, next(iter(_unwritten.values()))
     text = f"{'healthy' if healthy else 'unhealthy'}\n{' '.join(reason.split())}\n"
     with contextlib.suppress(OSError):
         write_durably(Path(name), lambda file: file.write(text.encode()), fsync=False)
+
+
+def _is_called_healthy() -> bool:
+    try:
+        return Path(os.environ[HEALTH_FILE]).read_text(encoding="utf-8").startswith("healthy")
+    except (KeyError, OSError, ValueError):
+        return False
 
 
 def progress_line(status: Status) -> str:

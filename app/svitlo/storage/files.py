@@ -5,7 +5,8 @@ The reason for each step, measured on ext4 and XFS by cutting the power in the m
 1. temporary file in the same folder      rename is atomic only within one file system
 2. write, flush, fsync                    without it, the renamed file may be empty after a cut
 3. verify by reading it back              finds a bad or full disk while the old file still exists
-4. keep the previous file under its own name (a hard link: no instant without a file of the final name)
+4. keep the previous file under its own name (a hard link: no instant without a file of the final name; on a disk
+   without hard links a copy, see `link_durably`)
 5. rename over the final name             old or new, never a mixture
 6. fsync the folder                       without it, the old name may come back after a cut
 
@@ -30,6 +31,12 @@ from typing import Any, BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
 _CHUNK = 1 << 20
+NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""How fsync of a folder fails where the disk does not know it: some network and FUSE disks."""
+_without_folder_fsync: set[int] = set()
+"""Device numbers of disks whose user has accepted that. On any other it is an error."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""How `link` fails where a file cannot have a second name: exFAT, FAT, many CIFS and FUSE disks."""
 _AT_FDCWD, _RENAME_EXCHANGE, _SYNC_FILE_RANGE_WRITE = -100, 2, 2  # linux/fcntl.h, linux/fs.h
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -76,11 +83,21 @@ def write_json(path: Path, value: Any, *, fsync: bool = True) -> None:
 
 
 def link_durably(source: Path, target: Path, *, fsync: bool = True) -> None:
-    """Give the file `source` a second name `target` in the same folder. Atomically replaces any file of that name."""
+    """Give the file `source` a second name `target` in the same folder. Atomically replaces any file of that name.
+
+    Where the disk has no hard links, `target` becomes a verified copy: complete and durable before it has its name, so
+    the guarantees are the same. The price is that of the bytes: reading, writing and keeping a whole checkpoint (253 MB
+    for the usual model) where a link costs nothing.
+    """
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
-    os.link(source, temporary)
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _copy_verified(source, temporary)
     with _freed_in_background(target):
         os.rename(temporary, target)
     # rename(2) does nothing when both names are already the same file, and leaves the temporary name behind.
@@ -88,6 +105,30 @@ def link_durably(source: Path, target: Path, *, fsync: bool = True) -> None:
         os.unlink(temporary)
     if fsync:
         fsync_folder(target.parent)
+
+
+def _copy_verified(source: Path, target: Path) -> None:
+    """Copy a file to a new path, sync it, and compare what can be read back. Leaves nothing where that fails."""
+    try:
+        with open(source, "rb") as content, open(target, "xb") as file:
+            while chunk := content.read(_CHUNK):
+                file.write(chunk)
+                begin_fsync(file)
+            fsync_file(file)
+        if not _same_content(source, target):
+            raise OSError(errno.EIO, "the copy is not what was copied", str(target))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(target)
+        raise
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    with open(one, "rb") as left, open(other, "rb") as right:
+        while chunk := left.read(_CHUNK):
+            if right.read(_CHUNK) != chunk:
+                return False
+        return not right.read(1)
 
 
 def rename_durably(source: Path, target: Path) -> None:
@@ -195,8 +236,18 @@ def fsync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_FSYNC:
+            raise
+        if os.fstat(descriptor).st_dev not in _without_folder_fsync:
+            raise OSError(error.errno, "this disk cannot make the names in a folder durable", str(path)) from error
     finally:
         os.close(descriptor)
+
+
+def accept_no_folder_fsync(folder: Path) -> None:
+    """From now on, do without on the disk that holds `folder`: its user has accepted that."""
+    _without_folder_fsync.add(folder.stat().st_dev)
 
 
 def copy_durably(source: BinaryIO, target: Path) -> str:
@@ -252,6 +303,14 @@ def name_with_suffix(path: Path, suffix: str) -> Path:
 def replaced_name(target: Path) -> Path:
     """Where `replace_folder` may leave what stood at `target`, where it cannot exchange and the power fails."""
     return target.with_name(target.name + ".old")
+
+
+def can_exchange(one: Path, other: Path) -> bool:
+    """Whether the file system of two files can exchange their names. Where it can, they are exchanged."""
+    try:
+        return _exchange(one, other)
+    except OSError:
+        return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -33,6 +33,8 @@ def remedy_for(error: BaseException, folder: Path) -> str:
         return f"Give {folder} to the user and group that run this (PUID and PGID in .env)"
     if getattr(error, "errno", None) == errno.EROFS:
         return f"Mount the disk that holds {folder} so that it can be written"
+    if getattr(error, "errno", None) == errno.ENODEV:
+        return f"Mount the disk that holds {folder} again"
     return f"Check the disk that holds {folder}"
 
 

@@ -27,7 +27,7 @@ from svitlo.storage.files import (
     write_json,
 )
 from svitlo.storage.seal import check_seal, label_of
-from svitlo.storage.space import reason_of
+from svitlo.storage.space import explained, reason_of
 from svitlo.storage.sums import shown
 from svitlo.training.state import TrainingState
 
@@ -84,7 +84,8 @@ def find_newest(
     is for the trainer, which owns the folder. It renames unusable files to `.broken`, removes leftovers, and makes sure
     that `last_checkpoint.pt` exists afterwards. All other callers only read.
 
-    Raises `CheckpointError` if checkpoints exist but none is usable: nothing may start from zero over them.
+    Raises `CheckpointError` if checkpoints exist but none is usable: nothing may start from zero over them. Raises
+    `VolumeError` where `set_aside` finds no room.
     """
     if not folder.is_dir():
         return None
@@ -107,7 +108,8 @@ def find_newest(
             on_rejected(path, str(error).removeprefix(f"{path}: "))
             continue
         if set_aside and not (folder / LAST).exists():
-            link_durably(path, folder / LAST)
+            with explained(folder, "All checkpoints are kept"):  # a copy, on a disk without hard links
+                link_durably(path, folder / LAST)
         return state
     if rejected or any(folder.glob("*" + BROKEN_SUFFIX + "*")):
         why = f" ({rejected[0]})" if rejected and not set_aside else f" (they are kept as *{BROKEN_SUFFIX})"

@@ -13,12 +13,14 @@ from svitlo.errors import VolumeError
 from svitlo.interruption import Interruption
 from svitlo.reporting.observer import Observer
 from svitlo.storage.files import link_durably, make_folder, remove, write_durably
+from svitlo.storage.probe import abilities_of
 from svitlo.storage.seal import check_seal, save_sealed
 from svitlo.storage.space import free_bytes
 from svitlo.training.checkpoints import BEST, GENERATIONS, LAST, position_of
 from svitlo.training.model import GPT2
 from svitlo.training.optimizer import PhaseOptimizer
 from svitlo.training.state import TrainingState
+from svitlo.volumes import VolumeWatch
 
 _SECONDS_BEFORE_SAVING_AGAIN = 30.0
 _RECENT_SAVES = 5
@@ -58,7 +60,10 @@ class SaveSchedule:
 
 
 class Saver:
-    """Saves the state of one phase: when a save is due, before an evaluation, at the end, and when asked to stop."""
+    """Saves the state of one phase: when a save is due, before an evaluation, at the end, and when asked to stop.
+
+    Only to the disk that was there at the start: where it went away, saving fails until it is back.
+    """
 
     def __init__(
         self,
@@ -70,10 +75,12 @@ class Saver:
     ) -> None:
         """`saved_step`: the step of the newest checkpoint in `folder`, or -1 if there is none."""
         self._folder = folder
+        self._volume = VolumeWatch(folder.parent)
         self._config = config
         self._observer = observer
         self._interruption = interruption
         self._saved_step = saved_step
+        self._saved_state: TrainingState | None = None
         self._schedule = SaveSchedule(config)
 
     def is_due(self, step: int) -> bool:
@@ -90,6 +97,7 @@ class Saver:
         state.periodic_save = periodic
         start = time.perf_counter()
         try:
+            self._volume.require()
             self._observer.make_durable()
             seconds = save_checkpoint(state, self._folder, self._config.keep)
         except (OSError, RuntimeError) as error:
@@ -97,6 +105,7 @@ class Saver:
             self._observer.save_failed(state, error.__context__ if isinstance(error.__context__, OSError) else error)
             return False
         self._saved_step = state.global_step
+        self._saved_state = state
         self._schedule.saved(state.global_step, seconds)
         self._observer.saved(state, seconds)
         return True
@@ -108,8 +117,22 @@ class Saver:
             self._observer.alive()
 
     def mark_best(self) -> None:
-        """The checkpoint that was just saved is the best so far."""
-        mark_best(self._folder)
+        """The checkpoint that was just saved is the best so far. Retries until that is on the disk.
+
+        It needs room only on a disk without hard links.
+        """
+        while True:
+            try:
+                self._volume.require()
+                mark_best(self._folder)
+                return
+            except OSError as error:
+                is_lost = isinstance(error, FileNotFoundError) and self._volume.is_there
+                if is_lost or self._saved_state is None:  # waiting would not bring it back
+                    raise
+                self._observer.save_failed(self._saved_state, error)
+            self._interruption.wait(_SECONDS_BEFORE_SAVING_AGAIN)
+            self._observer.alive()
 
 
 def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:
@@ -138,19 +161,24 @@ def mark_best(folder: Path) -> None:
 
     Damage to that file hits both names. A copy would not help: the run goes on from an older generation anyway, and
     each improvement would cost a whole save. If the best state is lost, `find_best` says so and hands on the newest.
+    On a disk without hard links it is a copy all the same, at that cost.
     """
     link_durably(folder / LAST, folder / BEST)
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
-    """Raise `VolumeError` unless two checkpoints of `num_bytes` fit: the valid one and the one being written."""
+    """Raise `VolumeError` unless two checkpoints of `num_bytes` fit: the valid one and the one being written.
+
+    On a disk without hard links three: there the one before is a copy.
+    """
     make_folder(folder)
     free = free_bytes(folder)
-    num_missing = 1 if (folder / LAST).exists() else 2
+    num_needed, in_words = (2, "two") if abilities_of(folder).links else (3, "three")
+    num_missing = num_needed - (folder / LAST).exists()
     if free is not None and free < num_missing * num_bytes:
         raise VolumeError(
-            f"{folder}: {free / 1e6:,.0f} MB are free, and {num_missing * num_bytes / 1e6:,.0f} MB are needed: two "
-            f"checkpoints must fit, each {num_bytes / 1e6:,.0f} MB. Make room on this disk; nothing is lost"
+            f"{folder}: {free / 1e6:,.0f} MB are free, and {num_missing * num_bytes / 1e6:,.0f} MB are needed: "
+            f"{in_words} checkpoints must fit, each {num_bytes / 1e6:,.0f} MB. Make room on this disk; nothing is lost"
         )
 
 
