@@ -14,7 +14,7 @@ fail() {
     failures=$((failures + 1))
 }
 
-volumes=$(setting SVITLO_VOLUMES ./volumes)
+volumes=$(path_setting SVITLO_VOLUMES ./volumes)
 
 check_engine() {
     local version

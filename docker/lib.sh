@@ -55,11 +55,39 @@ debian_mirror() {
         sed -n 's,/*$,,p;q'
 }
 
-# A variable of the stack as compose sees it: from the environment, else from .env, else the default.
+# A variable of the stack as Compose sees it, from the environment or .env; else the default. compose.yaml lists them.
 setting() {
-    local value=${!1:-}
-    if [ -z "$value" ] && [ -f .env ]; then value=$(sed -n "s/^$1=//p" .env | tail -n 1); fi
+    local value
+    if value=$(docker compose config --format json 2>/dev/null); then
+        [[ "$value" == *'"x-settings"'* ]] || die "this Docker Compose is too old, 2.20 or newer is needed; run: sudo make install" 2
+        value=$(sed -n "/^ *\"x-settings\": {/,/^ *}/s/^ *\"$1\": \"\(.*\)\",*\$/\1/p" <<<"$value")
+        # JSON's escapes, but for that of quotes, are also those of printf. Compose writes each $ twice.
+        value=${value//\\\"/\\x22}
+        printf -v value %b "$value"
+        value=${value//\$\$/\$}
+    elif docker compose version >/dev/null 2>&1; then
+        die "$(docker compose config --quiet 2>&1 | grep -v level=warning | tail -n 1)" 2
+    else
+        value=$(plain_setting "$1") || return
+    fi
     echo "${value:-$2}"
+}
+
+# The same before Compose is installed. Only a value that no reader can take for another.
+plain_setting() {
+    local value=${!1:-}
+    if [ -z "$value" ] && [ -f .env ]; then
+        value=$(sed -nE "s/\r\$//; s/^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*[=:]//p" .env | tail -n 1)
+        case "$value" in *[!A-Za-z0-9_./,~+@-]*) die "only Docker Compose can read $1 in .env, and it does not work here; run: sudo make install" 2 ;; esac
+    fi
+    echo "$value"
+}
+
+# A folder or file of the stack. Like Compose, takes a leading ~ for the home folder.
+path_setting() {
+    local value
+    value=$(setting "$1" "$2") || return
+    echo "${value/#\~/$HOME}"
 }
 
 # A list of CPUs such as "0,2-4", one number per line.

@@ -21,6 +21,7 @@ DOCKER = """#!/bin/sh
 echo "$*" >>{calls}
 case "$*" in
 info) exit {engine} ;;
+"compose config"* | "compose version"*) exit 1 ;;
 "network ls"*) cat {state}/network ;;
 "compose ps --all --quiet") cat {state}/data-prep {state}/trainer ;;
 "compose ps --all --quiet "*) cat "{state}/$5" ;;

@@ -1,0 +1,173 @@
+"""The scripts in docker/ on a machine as people have it: their .env, their shell, their engine.
+
+Needs no engine. What Compose makes of a .env is asked of Compose itself where it is installed. Otherwise, small stand-ins
+answer for `docker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROGRAMS = (
+    "bash",
+    "env",
+    "sh",
+    "id",
+    "sed",
+    "grep",
+    "tail",
+    "dirname",
+    "mkdir",
+    "cp",
+    "cat",
+    "seq",
+    "head",
+    "sort",
+    "make",
+)
+PROGRAMS += ("awk", "tr", "wc", "timeout", "mktemp", "rm", "find", "realpath", "cut", "nproc", "chown")
+
+
+def has_compose() -> bool:
+    try:
+        return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+needs_compose = pytest.mark.skipif(not has_compose(), reason="needs Docker Compose (no engine)")
+
+
+class Checkout:
+    """A copy of what `make` uses, and a shell without settings of the developer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkout"
+        self.home = folder / "home"
+        self.bin = folder / "bin"
+        self.calls = folder / "calls"
+        for path in (self.folder, self.home, self.bin):
+            path.mkdir()
+        self.calls.touch()
+        for name in ("docker", "config"):
+            shutil.copytree(ROOT / name, self.folder / name)
+        for name in ("compose.yaml", "Makefile", ".env.example"):
+            shutil.copy(ROOT / name, self.folder)
+        self.environment = {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "HOME": str(self.home)}
+
+    def program(self, name: str, script: str) -> None:
+        """A stand-in that comes before the real program."""
+        path = self.bin / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def without_docker(self) -> None:
+        """Only the programs that every machine has."""
+        for name in PROGRAMS:
+            (self.bin / name).symlink_to(str(shutil.which(name)))
+        self.environment["PATH"] = str(self.bin)
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def setting(self, name: str, default: str = "", *, kind: str = "setting") -> str:
+        return self.run("bash", "-euc", f'. docker/lib.sh; {kind} "$@"', "test", name, default).stdout.rstrip("\n")
+
+    def compose(self) -> dict[str, str]:
+        """The folder and the owner of the volumes as the stack gets them."""
+        setup = json.loads(self.run("docker", "compose", "config", "--format", "json").stdout)["services"]["setup"]
+        return {"volumes": setup["volumes"][0]["source"].replace("$$", "$"), "owner": setup["command"][-1]}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+ENV_FILES = {
+    "plain": "SVITLO_VOLUMES=/mnt/data\nPUID=1234\n",
+    "no line feed at the end": "PUID=1234\nSVITLO_VOLUMES=/mnt/data",
+    "quotes": "SVITLO_VOLUMES=\"/mnt/my disk\"\nPUID='1234'\n",
+    "comments": "SVITLO_VOLUMES=/mnt/data # the big one\nPUID=1234 # me\n",
+    "carriage returns": "SVITLO_VOLUMES=/mnt/data\r\nPUID=1234\r\n",
+    "export": "export SVITLO_VOLUMES=/mnt/data\nexport PUID=1234\n",
+    "variables": "BASE=/mnt\nSVITLO_VOLUMES=${HOME}/x${BASE}\nPUID=1234\n",
+    "a home folder": "SVITLO_VOLUMES=~/data\nPUID=1234\n",
+    "spaces around": "SVITLO_VOLUMES = /mnt/data\nPUID = 1234\n",
+    "twice": "SVITLO_VOLUMES=/old\nSVITLO_VOLUMES=/mnt/data\nPUID=1\nPUID=1234\n",
+    "odd names": "SVITLO_VOLUMES='/mnt/é & \"<b>\" $x|\\y'\nPUID=1234\n",
+    "relative": "SVITLO_VOLUMES=./elsewhere\nPUID=1234\n",
+}
+
+
+@needs_compose
+@pytest.mark.parametrize("text", ENV_FILES.values(), ids=ENV_FILES.keys())
+def test_the_scripts_read_the_env_file_as_compose_does(checkout: Checkout, text: str) -> None:
+    (checkout.folder / ".env").write_bytes(text.encode())
+    seen = checkout.compose()
+    assert (
+        os.path.normpath(checkout.folder / checkout.setting("SVITLO_VOLUMES", "no", kind="path_setting"))
+        == seen["volumes"]
+    )
+    assert seen["owner"] == f"{checkout.setting('PUID', '1000')}:{checkout.setting('PGID', '1000')}" == "1234:1000"
+
+
+@needs_compose
+@pytest.mark.parametrize("name", ["no line feed at the end", "quotes", "carriage returns", "export", "a home folder"])
+def test_make_env_keeps_what_is_set_and_spoils_no_line(checkout: Checkout, name: str) -> None:
+    text = ENV_FILES[name].replace("/mnt", f"{checkout.home}/mnt").replace("/old", f"{checkout.home}/old")
+    (checkout.folder / ".env").write_bytes(text.encode())
+    before = checkout.compose()
+    said = checkout.run("make", "env").stderr
+    assert checkout.compose()["volumes"] == before["volumes"]
+    assert Path(before["volumes"], "raw").is_dir(), "the folder that the stack mounts"
+    assert checkout.setting("PUID") == "1234"
+    assert "TRAINER_CPUS=" in said
+    assert "PUID=" not in said
+    assert text.rstrip("\n").encode() in (checkout.folder / ".env").read_bytes()
+    assert checkout.setting("TRAINER_CPUS")
+    assert "wrote" not in checkout.run("make", "env").stderr, "the second time there is nothing to do"
+
+
+@needs_compose
+def test_an_env_file_that_compose_cannot_read_is_named_once(checkout: Checkout) -> None:
+    (checkout.folder / ".env").write_text('PUID=1000\nSVITLO_VOLUMES="/mnt\n')
+    done = checkout.run("docker/env.sh", check=False)
+    assert done.returncode == 2
+    assert ".env: line 2" in done.stderr or ".env: line 3" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_compose_plain_values_are_read_and_others_are_not_guessed(checkout: Checkout) -> None:
+    checkout.without_docker()
+    assert checkout.setting("PUID", "1000") == "1000"
+    (checkout.folder / ".env").write_bytes(b"export PUID=1234\r\nSVITLO_VOLUMES=volumes-1\r\nTRAINER_CPUS=0-1")
+    assert checkout.setting("PUID", "1000") == "1234"
+    checkout.run("make", "env")
+    assert (checkout.folder / "volumes-1" / "raw").is_dir()
+    assert b"TRAINER_CPUS=0-1\n" in (checkout.folder / ".env").read_bytes()
+
+    for value in ('"/mnt/my disk"', "/mnt/data # mine", "${HOME}/x"):
+        (checkout.folder / ".env").write_text(f"SVITLO_VOLUMES={value}\n")
+        done = checkout.run("bash", "-euc", ". docker/lib.sh; x=$(setting SVITLO_VOLUMES no); echo $x", check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "SVITLO_VOLUMES" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
