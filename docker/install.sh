@@ -21,7 +21,8 @@ docker/install-engine.sh
 project=$(pwd)
 volumes=$(realpath -m "$(setting SVITLO_VOLUMES ./volumes)")
 case "$project$volumes" in *[[:space:]]*) die "the path of the project or of the volumes contains a space, which the boot unit cannot express" 2 ;; esac
-sed -e "s|@PROJECT@|$project|g" -e "s|@VOLUMES@|$volumes|g" docker/svitlo.service >"$UNIT"
+engine=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null || true)
+sed -e "s|@PROJECT@|$project|g" -e "s|@VOLUMES@|$volumes|g" -e "s|@ENGINE@|${engine:-/var/lib/docker}|g" docker/svitlo.service >"$UNIT"
 say "wrote $UNIT"
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload

@@ -87,7 +87,16 @@ plain_setting() {
 path_setting() {
     local value
     value=$(setting "$1" "$2") || return
-    echo "${value/#\~/$HOME}"
+    echo "${value/#\~/${HOME:-}}"
+}
+
+# Whether the network that a container was made in is gone: then the engine can never start it again.
+network_is_gone() {
+    local network
+    for network in $(docker inspect --format '{{range $name, $it := .NetworkSettings.Networks}}{{if ne $name "none"}}{{$it.NetworkID}} {{end}}{{end}}' "$1"); do
+        docker network inspect "$network" >/dev/null 2>&1 || return 0
+    done
+    return 1
 }
 
 # A list of CPUs such as "0,2-4", one number per line.

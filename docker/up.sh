@@ -6,5 +6,12 @@ cd "$(dirname "$0")/.."
 
 docker/env.sh
 docker/build.sh
+for service in data-prep trainer; do
+    container=$(docker compose ps --all --quiet "$service")
+    if [ -n "$container" ] && network_is_gone "$container"; then
+        say "making $service anew: the engine has lost its network"
+        docker compose --progress quiet rm --stop --force "$service"
+    fi
+done
 docker compose --progress quiet up --detach --no-build
 say "running; to watch it: make logs, make status"

@@ -1,7 +1,7 @@
 """The scripts in docker/ on a machine as people have it: their .env, their shell, their engine.
 
-Needs no engine. What Compose makes of a .env is asked of Compose itself where it is installed. Otherwise, small stand-ins
-answer for `docker`.
+Needs no engine. What Compose makes of a .env is asked of Compose itself where it is installed. Otherwise, small
+stand-ins answer for `docker`.
 """
 
 from __future__ import annotations
