@@ -12,10 +12,10 @@ up: ## start (or update) the stack on this machine
 	@docker/up.sh
 
 down: ## stop the stack; the next `make up` continues from there
-	@docker compose --progress quiet down
+	@docker/compose.sh down
 
 logs: ## follow the logs of data-prep and trainer
-	@docker compose logs --follow --tail 100 data-prep trainer
+	@docker/compose.sh logs --follow --tail 100 data-prep trainer
 
 status: ## show phase, step, losses, speed and the last events on one screen
 	@docker/tools.sh status
@@ -75,7 +75,7 @@ lock: ## update the hash-locked requirements to the newest versions
 	@docker/lock.sh
 
 clean-demo: ## remove what the demo left behind
-	@COMPOSE_PROJECT_NAME=svitlo-demo docker compose --progress quiet down && rm -rf volumes-demo
+	@SVITLO_PROJECT=svitlo-demo docker/compose.sh down && rm -rf volumes-demo
 
 .venv:
 	@docker/venv.sh

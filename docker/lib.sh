@@ -9,6 +9,11 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# What a shell has set for another project must not lead these scripts to its stack. A second stack of this project has a name
+# in SVITLO_PROJECT. What .env says is left to Compose.
+unset COMPOSE_FILE COMPOSE_PATH_SEPARATOR COMPOSE_PROJECT_NAME COMPOSE_PROFILES COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE
+if [ -n "${SVITLO_PROJECT:-}" ]; then export COMPOSE_PROJECT_NAME=$SVITLO_PROJECT; fi
+
 # One setting of pip, from the environment or its configuration files. Empty if it is not set.
 pip_setting() {
     local variable="PIP_${1^^}"

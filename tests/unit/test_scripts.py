@@ -171,3 +171,78 @@ def test_without_compose_plain_values_are_read_and_others_are_not_guessed(checko
         assert (done.returncode, done.stdout) == (2, "")
         assert "SVITLO_VOLUMES" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+DOCKER = """
+echo "$COMPOSE_FILE|$COMPOSE_PROJECT_NAME|$COMPOSE_PROFILES|$*" >>{calls}
+case "$*" in
+"compose config"*) echo '{{"x-settings": {{}}}}' ;;
+"compose ps --all --quiet data-prep") echo id-data-prep ;;
+"inspect --format"*NetworkSettings*) echo {network} ;;
+"network inspect gone") exit 1 ;;
+esac
+"""
+
+
+def stand_in(checkout: Checkout, network: str = "net") -> None:
+    """An engine that answers and agrees to everything."""
+    checkout.program("docker", DOCKER.format(calls=checkout.calls, network=network))
+    checkout.program("id", "echo 0")
+    checkout.program("chown", "")
+
+
+def calls(checkout: Checkout) -> list[str]:
+    return checkout.calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "up",
+        "down",
+        "logs",
+        "status",
+        "doctor",
+        "verify",
+        "export",
+        "new-run YES=1",
+        "backup DEST=out",
+        "restore FROM=.",
+    ],
+)
+def test_what_the_shell_has_set_for_another_project_changes_nothing(checkout: Checkout, target: str) -> None:
+    stand_in(checkout)
+    other = {"COMPOSE_FILE": "/other/compose.yaml", "COMPOSE_PROJECT_NAME": "other", "COMPOSE_PROFILES": "tools"}
+    checkout.run("make", *target.split(), check=target != "doctor", **other)
+    composed = [line.split("|") for line in calls(checkout) if "|compose " in line]
+    assert composed
+    assert all(line[:3] == ["", "", ""] for line in composed)
+
+    checkout.calls.write_text("")
+    checkout.run("make", *target.split(), check=target != "doctor", SVITLO_PROJECT="second", **other)
+    composed = [line.split("|") for line in calls(checkout) if "|compose " in line]
+    assert all(line[:3] == ["", "second", ""] for line in composed), "a second stack of this project"
+
+
+def test_the_demo_has_its_own_project(checkout: Checkout) -> None:
+    stand_in(checkout)
+    (checkout.folder / "volumes-demo").mkdir()
+    checkout.run("make", "clean-demo", COMPOSE_PROJECT_NAME="other")
+    assert calls(checkout) == ["|svitlo-demo||compose --progress quiet down"]
+    assert not (checkout.folder / "volumes-demo").exists()
+
+    checkout.calls.write_text("")
+    checkout.program("sleep", "mkdir -p volumes-demo/checkpoints; touch volumes-demo/checkpoints/complete.json")
+    checkout.run("make", "demo", check=False, COMPOSE_PROJECT_NAME="other")
+    acted = [line for line in calls(checkout) if "|compose " in line and "config" not in line]
+    assert len(acted) > 3
+    assert all(line.startswith("|svitlo-demo|") for line in acted)
+
+
+@pytest.mark.parametrize("network", ["net", "gone"])
+def test_make_up_makes_a_container_anew_whose_network_is_gone(checkout: Checkout, network: str) -> None:
+    stand_in(checkout, network)
+    checkout.run("make", "up")
+    removed = [line for line in calls(checkout) if " rm " in line]
+    assert [line.split()[-1] for line in removed] == (["data-prep"] if network == "gone" else [])
+    assert " up --detach --no-build" in calls(checkout)[-1]
