@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 
 destination=${1:-}
 [ -n "$destination" ] || die "no destination given. Use: make backup DEST=/media/disk/svitlo (or DEST=user@host:folder)" 2
+need_engine
 uid=$(setting PUID 1000)
 gid=$(setting PGID 1000)
 

@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
+need_engine
 exec docker compose --progress quiet "$@"

@@ -11,7 +11,7 @@ MOST_SECONDS=${DEMO_TIMEOUT:-1800}
 DEMO_VOLUMES=./volumes-demo
 
 export SVITLO_VOLUMES=$DEMO_VOLUMES SVITLO_CONFIG=./config/demo
-docker info >/dev/null 2>&1 || docker/install-engine.sh
+engine_answers || docker/install-engine.sh
 while IFS='=' read -r name value; do
     value=$(setting "$name" "$value")
     export "$name=$value"

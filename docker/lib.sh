@@ -9,6 +9,17 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+engine_answers() { timeout 20 docker info >/dev/null 2>&1; }
+
+# Ends with one message where no engine answers. Only install.sh, up.sh and demo.sh set one up.
+need_engine() {
+    local reason
+    have docker || die "the command docker is not on the PATH ($PATH). If it is installed, add its folder; if not, run: sudo make install" 2
+    engine_answers && return
+    reason=$(timeout 20 docker version 2>&1 >/dev/null | tail -n 1) || true
+    die "the Docker engine does not answer (${reason:-no reply in 20 s}). Look at: systemctl status docker, journalctl -u docker, make doctor. After a 'permission denied', put your user into the group docker" 2
+}
+
 # What a shell has set for another project must not lead these scripts to its stack. A second stack of this project has a name
 # in SVITLO_PROJECT. What .env says is left to Compose.
 unset COMPOSE_FILE COMPOSE_PATH_SEPARATOR COMPOSE_PROJECT_NAME COMPOSE_PROFILES COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE

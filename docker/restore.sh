@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 from=${1:-}
 [ -n "$from" ] || die "no backup given. Use: make restore FROM=/media/disk/svitlo/…" 2
 [ -d "$from" ] || die "there is no folder $from" 2
+need_engine
 options=()
 if [ -n "${FORCE:-}" ]; then options=(--force); fi
 

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
+need_engine
 
 options=()
 if [[ " $* " == *" -- "* ]]; then

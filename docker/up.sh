@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
+engine_answers || docker/install-engine.sh
 docker/env.sh
 docker/build.sh
 for service in data-prep trainer; do

@@ -66,6 +66,7 @@ class Checkout:
     def program(self, name: str, script: str) -> None:
         """A stand-in that comes before the real program."""
         path = self.bin / name
+        path.unlink(missing_ok=True)  # it may be a link to the real one
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
@@ -228,7 +229,7 @@ def test_the_demo_has_its_own_project(checkout: Checkout) -> None:
     stand_in(checkout)
     (checkout.folder / "volumes-demo").mkdir()
     checkout.run("make", "clean-demo", COMPOSE_PROJECT_NAME="other")
-    assert calls(checkout) == ["|svitlo-demo||compose --progress quiet down"]
+    assert calls(checkout)[-1] == "|svitlo-demo||compose --progress quiet down"
     assert not (checkout.folder / "volumes-demo").exists()
 
     checkout.calls.write_text("")
@@ -246,3 +247,59 @@ def test_make_up_makes_a_container_anew_whose_network_is_gone(checkout: Checkout
     removed = [line for line in calls(checkout) if " rm " in line]
     assert [line.split()[-1] for line in removed] == (["data-prep"] if network == "gone" else [])
     assert " up --detach --no-build" in calls(checkout)[-1]
+
+
+COMMANDS = (
+    "down",
+    "logs",
+    "status",
+    "build",
+    "verify",
+    "export",
+    "new-run YES=1",
+    "backup DEST=out",
+    "restore FROM=.",
+    "sbom",
+)
+NO_ENGINE = """
+case "$*" in
+compose*) exit 1 ;;
+*) echo "Cannot connect to the Docker daemon at unix:///run/docker.sock." >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("target", COMMANDS)
+@pytest.mark.parametrize("docker", ["silent", "missing"])
+def test_without_an_engine_a_command_says_so_once_and_installs_nothing(
+    checkout: Checkout, target: str, docker: str
+) -> None:
+    checkout.without_docker()
+    for program in ("apt-get", "systemctl", "dockerd", "setsid", "dpkg-query"):
+        checkout.program(program, f'echo "{program} $*" >>{checkout.calls}')
+    if docker == "silent":
+        checkout.program("docker", NO_ENGINE)
+    done = checkout.run("make", *target.split(), check=False)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert len(said) == 1, said
+    assert "not on the PATH" in said[0] or "journalctl -u docker" in said[0]
+    assert ("Cannot connect" in said[0]) == (docker == "silent")
+    assert calls(checkout) == []
+    assert not (checkout.folder / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["up", "demo", "install"])
+def test_no_second_engine_is_installed_beside_one_that_does_not_answer(checkout: Checkout, target: str) -> None:
+    checkout.without_docker()
+    for program in ("apt-get", "systemctl", "setsid", "dpkg-query"):
+        checkout.program(program, f'echo "{program} $*" >>{checkout.calls}')
+    checkout.program("docker", NO_ENGINE)
+    checkout.program("id", "echo 0")
+    done = checkout.run("make", target, check=False, DOCKER_HOST="tcp://elsewhere:2375")
+    assert "does not answer" in done.stderr
+    checkout.program("dockerd", "")
+    checkout.program("id", "echo 1000")
+    done = checkout.run("make", target, check=False)
+    assert "does not answer" in done.stderr
+    assert calls(checkout) == []
