@@ -1,5 +1,11 @@
 # `make` alone prints the list of targets.
 .DEFAULT_GOAL := help
+
+# A checkout from before .gitattributes may have carriage returns, which no shell can read.
+ifneq ($(shell tr -dc '\r' <docker/lib.sh | head -c 1 | wc -c),0)
+$(error this checkout has Windows line ends; to write it anew (uncommitted changes are lost): git rm -rq --cached . && git reset --hard)
+endif
+
 .PHONY: help demo up down logs status doctor env install uninstall build sbom test torture bench bench-loss bench-saving lint lock .venv export backup restore verify new-run clean-demo
 
 help: ## print this list

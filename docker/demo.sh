@@ -16,6 +16,7 @@ while IFS='=' read -r name value; do
     value=$(setting "$name" "$value")
     export "$name=$value"
 done < <(docker/env.sh --print)
+need_readable_mounts
 docker/build.sh
 
 health() { docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{end}}' "svitlo-demo-$1-1" 2>/dev/null || true; }

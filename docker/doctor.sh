@@ -121,6 +121,12 @@ check_volumes() {
     fi
 }
 
+check_mounts() {
+    local problem
+    problem=$(mounts_problem)
+    if [ -n "$problem" ]; then fail mounts "$problem"; else good mounts "the containers can read configuration and token"; fi
+}
+
 check_services() {
     local service container state
     for service in data-prep trainer; do
@@ -147,5 +153,6 @@ check_memory
 check_disk
 check_clock
 check_volumes
+check_mounts
 if $engine; then check_services; fi
 [ "$failures" -eq 0 ] || exit 1

@@ -106,6 +106,25 @@ path_setting() {
     echo "${value/#\~/${HOME:-}}"
 }
 
+# What the containers mount and their user cannot read, with the remedy; empty if there is nothing. Judged by the modes: the
+# folders above do not matter inside a container.
+mounts_problem() {
+    local uid gid config token files
+    uid=$(setting PUID 1000) && gid=$(setting PGID 1000) || return
+    config=$(path_setting SVITLO_CONFIG ./config) && token=$(path_setting HUB_TOKEN_FILE /dev/null) || return
+    files=$(find -L "$config" "$config"/*.yaml "$token" -maxdepth 0 \
+        \( -uid "$uid" \( ! -perm -u=r -o -type d ! -perm -u=x \) \
+        -o ! -uid "$uid" -gid "$gid" \( ! -perm -g=r -o -type d ! -perm -g=x \) \
+        -o ! -uid "$uid" ! -gid "$gid" \( ! -perm -o=r -o -type d ! -perm -o=x \) \) 2>/dev/null || true)
+    [ -z "$files" ] || echo "the containers run as $uid:$gid (PUID, PGID), which cannot read ${files//$'\n'/, }; run: chmod -R a+rX '$config' (a token: chown $uid)"
+}
+
+need_readable_mounts() {
+    local problem
+    problem=$(mounts_problem) || exit
+    [ -z "$problem" ] || die "$problem" 2
+}
+
 # Whether the network that a container was made in is gone: then the engine can never start it again.
 network_is_gone() {
     local network

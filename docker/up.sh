@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 engine_answers || docker/install-engine.sh
 docker/env.sh
+need_readable_mounts
 docker/build.sh
 for service in data-prep trainer; do
     container=$(docker compose ps --all --quiet "$service")

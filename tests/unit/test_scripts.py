@@ -174,10 +174,13 @@ def test_without_compose_plain_values_are_read_and_others_are_not_guessed(checko
         assert len(done.stderr.splitlines()) == 1
 
 
-DOCKER = """
+DOCKER = r"""
 echo "$COMPOSE_FILE|$COMPOSE_PROJECT_NAME|$COMPOSE_PROFILES|$*" >>{calls}
 case "$*" in
-"compose config"*) echo '{{"x-settings": {{}}}}' ;;
+"compose config"*)
+    printf '{{\n  "x-settings": {{\n'
+    printf '"%s": "%s",\n' PUID "$PUID" PGID "$PGID" HUB_TOKEN_FILE "$HUB_TOKEN_FILE" SVITLO_CONFIG "$SVITLO_CONFIG"
+    printf '}}}}\n' ;;
 "compose ps --all --quiet data-prep") echo id-data-prep ;;
 "inspect --format"*NetworkSettings*) echo {network} ;;
 "network inspect gone") exit 1 ;;
@@ -303,3 +306,54 @@ def test_no_second_engine_is_installed_beside_one_that_does_not_answer(checkout:
     done = checkout.run("make", target, check=False)
     assert "does not answer" in done.stderr
     assert calls(checkout) == []
+
+
+@pytest.mark.parametrize("target", ["up", "demo", "doctor"])
+def test_a_mount_that_the_containers_cannot_read_is_named(checkout: Checkout, target: str) -> None:
+    stand_in(checkout)
+    owner = {"PUID": str(os.getuid() + 1), "PGID": str(os.getgid() + 1)}
+    config = checkout.folder / "config" / ("demo" if target == "demo" else "")
+    (config / "data.yaml").chmod(0o600)
+    (checkout.folder / "token").touch(mode=0o400)
+    done = checkout.run("make", target, check=False, HUB_TOKEN_FILE="./token", **owner)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "cannot read" in line]
+    assert len(said) == 1
+    assert "data.yaml" in said[0]
+    assert "./token" in said[0]
+    assert "phase1" not in said[0]
+    assert not [line for line in calls(checkout) if "build" in line or " up " in line], "nothing was started"
+
+
+def test_modes_count_for_the_owner_of_the_volumes(checkout: Checkout) -> None:
+    stand_in(checkout)
+    me = {"PUID": str(os.getuid()), "PGID": str(os.getgid())}
+    others = {"PUID": str(os.getuid() + 1), "PGID": str(os.getgid() + 1)}
+    group = {"PUID": str(os.getuid() + 1), "PGID": str(os.getgid())}
+    config = checkout.folder / "config"
+    for mode, unreadable in ((0o700, (others, group)), (0o750, (others,)), (0o754, (others,)), (0o755, ())):
+        config.chmod(mode)
+        for owner in (me, others, group):
+            said = checkout.run("bash", "-euc", ". docker/lib.sh; mounts_problem", **owner).stdout
+            assert bool(said) == (owner in unreadable), (mode, owner)
+
+
+def test_git_writes_line_feeds_whatever_it_is_set_to(checkout: Checkout) -> None:
+    shutil.copy(ROOT / ".gitattributes", checkout.folder)
+    git = ("git", "-c", "core.autocrlf=true", "-c", "user.name=x", "-c", "user.email=x@y")
+    for command in (("init", "-q"), ("add", "--all"), ("commit", "-qm", "all")):
+        checkout.run(*git, *command)
+    tracked = checkout.run(*git, "ls-files").stdout.split()
+    for name in tracked:
+        (checkout.folder / name).unlink()
+    checkout.run(*git, "reset", "-q", "--hard")
+    assert "Makefile" in tracked
+    assert not [name for name in tracked if b"\r" in (checkout.folder / name).read_bytes()]
+
+    for name in tracked:
+        path = checkout.folder / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    done = checkout.run("make", "doctor", check=False)
+    (said,) = done.stderr.splitlines()
+    remedy = said.split("lost): ")[1].removesuffix(".  Stop.")
+    checkout.run("sh", "-c", remedy)
+    assert not [name for name in tracked if b"\r" in (checkout.folder / name).read_bytes()]
