@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -37,9 +38,9 @@ esac
 class Machine:
     """A separate project folder, and programs that record how they were called."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, project: str = "project") -> None:
         self.folder = folder
-        self.project = folder / "project"
+        self.project = folder / project
         self.units = folder / "units"
         self.state = folder / "state"
         self.calls = folder / "calls"
@@ -115,7 +116,10 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_the_unit_is_installed_once_and_can_be_removed(machine: Machine) -> None:
+@pytest.mark.parametrize("project", ["project", "My Project (1) 5% & it's"])
+def test_the_unit_is_installed_once_and_can_be_removed(tmp_path: Path, project: str) -> None:
+    machine = Machine(tmp_path, project)
+    machine.settings["HOME"] = "/home/some one"
     unit = machine.units / "svitlo.service"
     for _ in range(2):
         machine.run("docker/install.sh")
@@ -123,20 +127,40 @@ def test_the_unit_is_installed_once_and_can_be_removed(machine: Machine) -> None
         parser.optionxform = str  # type: ignore[assignment,method-assign]
         parser.read_string(unit.read_text())
         assert "@" not in unit.read_text()
-        script = Path(parser["Service"]["ExecStart"])
-        assert script == machine.project / "docker" / "boot.sh"
+        shell, script = words(parser["Service"]["ExecStart"])
+        assert shell == "/bin/bash", "systemd takes no quote in the name of a program"
+        assert Path(script) == machine.project / "docker" / "boot.sh"
         assert os.access(script, os.X_OK)
-        assert parser["Unit"]["RequiresMountsFor"].split() == [
+        assert words(parser["Unit"]["RequiresMountsFor"]) == [
             str(machine.project),
             str(machine.project / "volumes"),
         ], "it waits for the disk that holds the volumes"
+        assert words(parser["Service"]["Environment"]) == ["HOME=/home/some one", "SVITLO_ENGINE_ROOT=/var/lib/docker"]
         assert "docker.service" in parser["Unit"]["After"]
         assert parser["Install"]["WantedBy"] == "multi-user.target"
+    if shutil.which("systemd-analyze"):
+        subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], check=True)
     said = machine.run("docker/install.sh", "--remove").stderr
     assert not unit.exists()
     assert "the images and the volumes stay" in said
     assert "systemctl disable svitlo.service" in machine.calls.read_text()
     assert "no boot unit is installed" in machine.run("docker/install.sh", "--remove").stderr
+
+
+def words(value: str) -> list[str]:
+    """What systemd reads: words in quotes, where %% stands for %."""
+    return [word.replace("%%", "%") for word in shlex.split(value)]
+
+
+def test_a_path_that_no_unit_can_express_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, 'a "project"')
+    installer = machine.project / "docker" / "install-engine.sh"
+    installer.write_text(f"#!/bin/sh\necho installed >>{machine.calls}\n")
+    done = machine.run("docker/install.sh", check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert machine.calls.read_text() == ""
+    assert list(machine.units.iterdir()) == []
 
 
 @pytest.mark.parametrize(
