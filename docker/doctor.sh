@@ -17,12 +17,13 @@ fail() {
 volumes=$(path_setting SVITLO_VOLUMES ./volumes)
 
 check_engine() {
-    local version
+    local version problem
     if ! version=$(timeout 20 docker version --format '{{.Server.Version}}' 2>/dev/null); then
         fail engine "no Docker engine answers; install or start it: sudo make install"
         return 1
     fi
-    good engine "Docker $version"
+    problem=$(engine_problem)
+    if [ -n "$problem" ]; then fail engine "$version; $problem"; else good engine "Docker $version"; fi
     if version=$(docker compose version --short 2>/dev/null); then
         case "$version" in
             [01].* | v[01].*) fail compose "version $version is too old, 2.20 or newer is needed; run: sudo make install" ;;

@@ -25,6 +25,8 @@ unit_path() {
 project=$(unit_path "$PWD")
 docker/install-engine.sh
 [ "$(id -u)" = 0 ] || die "only root can install a boot unit; run: sudo make install" 2
+problem=$(engine_problem)
+[ -z "$problem" ] || die "$problem" 2
 # At boot, too, ~ and ${HOME} in .env mean the folder of the person who has called this with sudo.
 if [ -n "${SUDO_USER:-}" ]; then HOME=$(getent passwd "$SUDO_USER" | cut -d: -f6) && export HOME; fi
 volumes=$(path_setting SVITLO_VOLUMES ./volumes)

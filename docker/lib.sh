@@ -20,6 +20,20 @@ need_engine() {
     die "the Docker engine does not answer (${reason:-no reply in 20 s}). Look at: systemctl status docker, journalctl -u docker, make doctor. After a 'permission denied', put your user into the group docker" 2
 }
 
+# The name of the engine behind the command docker: Podman answers to it, too.
+engine_name() {
+    case "$(docker --version 2>/dev/null) $(docker version --format '{{range .Server.Components}}{{.Name}} {{end}}' 2>/dev/null)" in
+        *[Pp]odman*) echo Podman ;;
+        *) echo Docker ;;
+    esac
+}
+
+# What another engine than Docker does not keep, with the remedy; empty for Docker.
+engine_problem() {
+    [ "$(engine_name)" = Docker ] ||
+        echo "this is $(engine_name), not Docker: after a power cut it does not bring the stack back by itself; install Docker Engine in its place, or run after each boot: docker compose up -d"
+}
+
 # What a shell has set for another project must not lead these scripts to its stack. A second stack of this project has a name
 # in SVITLO_PROJECT. What .env says is left to Compose.
 unset COMPOSE_FILE COMPOSE_PATH_SEPARATOR COMPOSE_PROJECT_NAME COMPOSE_PROFILES COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE

@@ -5,6 +5,8 @@ cd "$(dirname "$0")/.."
 . docker/lib.sh
 
 engine_answers || docker/install-engine.sh
+problem=$(engine_problem)
+[ -z "$problem" ] || say "$problem"
 docker/env.sh
 need_readable_mounts
 docker/build.sh

@@ -357,3 +357,36 @@ def test_git_writes_line_feeds_whatever_it_is_set_to(checkout: Checkout) -> None
     remedy = said.split("lost): ")[1].removesuffix(".  Stop.")
     checkout.run("sh", "-c", remedy)
     assert not [name for name in tracked if b"\r" in (checkout.folder / name).read_bytes()]
+
+
+PODMAN = {
+    "podman-docker": ('echo "podman version 4.3.1"', "echo 4.3.1"),
+    "its socket": (
+        'echo "Docker version 28.2.2"',
+        'case "$*" in *Components*) echo "Podman Engine Conmon " ;; *) echo 4.3.1 ;; esac',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PODMAN)
+def test_podman_is_called_by_its_name(checkout: Checkout, kind: str) -> None:
+    stand_in(checkout)
+    docker = (checkout.bin / "docker").read_text()
+    client, server = PODMAN[kind]
+    versions = f'case "$*" in\n--version) {client} ;;\n"version "*) {server} ;;\n'
+    checkout.program("docker", docker.removeprefix("#!/bin/sh\n").replace('case "$*" in\n', versions, 1))
+    report = checkout.run("make", "doctor", check=False).stdout
+    (line,) = [line for line in report.splitlines() if " engine " in line]
+    assert line.startswith("FAIL")
+    assert "4.3.1; this is Podman" in line
+    said = checkout.run("make", "up").stderr
+    assert said.count("this is Podman") == 1
+    done = checkout.run("docker/install.sh", check=False, SVITLO_UNIT_FOLDER=str(checkout.home))
+    assert done.stderr.count("this is Podman") == 1
+    assert not (checkout.home / "svitlo.service").exists()
+
+
+def test_docker_is_called_docker(checkout: Checkout) -> None:
+    stand_in(checkout)
+    assert "Podman" not in checkout.run("make", "doctor", check=False).stdout
+    assert "Podman" not in checkout.run("make", "up").stderr
