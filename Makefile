@@ -1,5 +1,11 @@
 # `make` alone prints the list of targets.
 .DEFAULT_GOAL := help
+
+# A checkout from before .gitattributes may have carriage returns, which no shell can read.
+ifneq ($(shell tr -dc '\r' <docker/lib.sh | head -c 1 | wc -c),0)
+$(error this checkout has Windows line ends; to write it anew (uncommitted changes are lost): git rm -rq --cached . && git reset --hard)
+endif
+
 .PHONY: help demo up down logs status doctor env install uninstall build sbom test torture bench bench-loss bench-saving lint lock .venv export backup restore verify new-run clean-demo
 
 help: ## print this list
@@ -12,10 +18,10 @@ up: ## start (or update) the stack on this machine
 	@docker/up.sh
 
 down: ## stop the stack; the next `make up` continues from there
-	@docker compose --progress quiet down
+	@docker/compose.sh down
 
 logs: ## follow the logs of data-prep and trainer
-	@docker compose logs --follow --tail 100 data-prep trainer
+	@docker/compose.sh logs --follow --tail 100 data-prep trainer
 
 status: ## show phase, step, losses, speed and the last events on one screen
 	@docker/tools.sh status
@@ -75,7 +81,7 @@ lock: ## update the hash-locked requirements to the newest versions
 	@docker/lock.sh
 
 clean-demo: ## remove what the demo left behind
-	@COMPOSE_PROJECT_NAME=svitlo-demo docker compose --progress quiet down && rm -rf volumes-demo
+	@SVITLO_PROJECT=svitlo-demo docker/compose.sh down && rm -rf volumes-demo
 
 .venv:
 	@docker/venv.sh

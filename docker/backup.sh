@@ -7,18 +7,20 @@ cd "$(dirname "$0")/.."
 
 destination=${1:-}
 [ -n "$destination" ] || die "no destination given. Use: make backup DEST=/media/disk/svitlo (or DEST=user@host:folder)" 2
-owner=$(setting PUID 1000):$(setting PGID 1000)
+need_engine
+uid=$(setting PUID 1000)
+gid=$(setting PGID 1000)
 
 make_folder() {
     [ -d "$1" ] && return
     mkdir -p "$1"
-    if [ "$(id -u)" = 0 ]; then chown "$owner" "$1"; fi
+    if [ "$(id -u)" = 0 ]; then chown "$uid:$gid" "$1"; fi
 }
 
 # The container sees the destination as /backup and cannot tell where that is.
 refuse_inside() {
     local volumes folder target
-    volumes=$(setting SVITLO_VOLUMES ./volumes)
+    volumes=$(path_setting SVITLO_VOLUMES ./volumes)
     target=$(realpath -m -- "$1")
     for folder in "$volumes" "$volumes"/{raw,data,checkpoints,logs,export,cache}; do
         case "$target/" in
@@ -35,7 +37,7 @@ backup_to() { docker/tools.sh -v "$(realpath "$1"):/backup" -- backup /backup; }
 case "${destination%%/*}" in
     *:*)
         have rsync || die "rsync is not installed; run: apt-get install rsync" 2
-        staging=$(setting SVITLO_VOLUMES ./volumes)/.backup
+        staging=$(path_setting SVITLO_VOLUMES ./volumes)/.backup
         make_folder "$staging"
         trap 'rm -rf "$staging"' EXIT
         backup_to "$staging"

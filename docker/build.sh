@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
 
-docker info >/dev/null 2>&1 || docker/install-engine.sh
+need_engine
 
 version=$(setting SVITLO_VERSION local)
 base=$(docker/base-image.sh)

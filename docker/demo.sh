@@ -3,18 +3,20 @@
 # project name. Every call starts from scratch. The volumes and containers of the real run are never touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export SVITLO_PROJECT=svitlo-demo
 . docker/lib.sh
 
 QUESTION='What should I do if the power goes out at night?'
 MOST_SECONDS=${DEMO_TIMEOUT:-1800}
 DEMO_VOLUMES=./volumes-demo
 
-export COMPOSE_PROJECT_NAME=svitlo-demo SVITLO_VOLUMES=$DEMO_VOLUMES SVITLO_CONFIG=./config/demo
-docker info >/dev/null 2>&1 || docker/install-engine.sh
+export SVITLO_VOLUMES=$DEMO_VOLUMES SVITLO_CONFIG=./config/demo
+engine_answers || docker/install-engine.sh
 while IFS='=' read -r name value; do
     value=$(setting "$name" "$value")
     export "$name=$value"
 done < <(docker/env.sh --print)
+need_readable_mounts
 docker/build.sh
 
 health() { docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}{{end}}' "svitlo-demo-$1-1" 2>/dev/null || true; }

@@ -14,15 +14,16 @@ fail() {
     failures=$((failures + 1))
 }
 
-volumes=$(setting SVITLO_VOLUMES ./volumes)
+volumes=$(path_setting SVITLO_VOLUMES ./volumes)
 
 check_engine() {
-    local version
+    local version problem
     if ! version=$(timeout 20 docker version --format '{{.Server.Version}}' 2>/dev/null); then
         fail engine "no Docker engine answers; install or start it: sudo make install"
         return 1
     fi
-    good engine "Docker $version"
+    problem=$(engine_problem)
+    if [ -n "$problem" ]; then fail engine "$version; $problem"; else good engine "Docker $version"; fi
     if version=$(docker compose version --short 2>/dev/null); then
         case "$version" in
             [01].* | v[01].*) fail compose "version $version is too old, 2.20 or newer is needed; run: sudo make install" ;;
@@ -121,6 +122,12 @@ check_volumes() {
     fi
 }
 
+check_mounts() {
+    local problem
+    problem=$(mounts_problem)
+    if [ -n "$problem" ]; then fail mounts "$problem"; else good mounts "the containers can read configuration and token"; fi
+}
+
 check_services() {
     local service container state
     for service in data-prep trainer; do
@@ -147,5 +154,6 @@ check_memory
 check_disk
 check_clock
 check_volumes
+check_mounts
 if $engine; then check_services; fi
 [ "$failures" -eq 0 ] || exit 1

@@ -44,9 +44,11 @@ if [ "${1:-}" = --print ]; then
     exit
 fi
 
-# Sets a variable in .env, where .env.example explains it, unless it already has a value.
+# Sets a variable in .env, where .env.example explains it, unless it already has a value there.
 set_unless_set() {
-    if grep -q "^$1=." .env; then
+    local present
+    present=$(unset "$1" && setting "$1" '')
+    if [ -n "$present" ]; then
         return
     elif grep -q "^#* *$1=" .env; then
         sed -i "0,/^#* *$1=.*/s//$1=$2/" .env
@@ -57,14 +59,18 @@ set_unless_set() {
 }
 
 [ -f .env ] || cp .env.example .env
+# Without a line feed at the end, what is appended would become part of the last value.
+[ -z "$(tail -c 1 .env)" ] || echo >>.env
 set_unless_set PUID "$(owner_uid)"
 set_unless_set PGID "$(owner_gid)"
 set_unless_set TRAINER_CPUS "$(trainer_cpus)"
 
 # Creates the folders, so that text can go into raw/ before the first start. Only `svitlo setup` marks them as set up.
-volumes=$(setting SVITLO_VOLUMES ./volumes)
+volumes=$(path_setting SVITLO_VOLUMES ./volumes)
+uid=$(setting PUID 1000)
+gid=$(setting PGID 1000)
 for folder in "$volumes" "$volumes"/{raw,data,checkpoints,logs,export,cache}; do
     [ -d "$folder" ] && continue
     mkdir -p "$folder"
-    if [ "$(id -u)" = 0 ]; then chown "$(setting PUID 1000):$(setting PGID 1000)" "$folder"; fi
+    if [ "$(id -u)" = 0 ]; then chown "$uid:$gid" "$folder"; fi
 done

@@ -9,7 +9,11 @@ export DEBIAN_FRONTEND=noninteractive
 ENGINE_LOG=/var/log/dockerd.log
 START_TIMEOUT_SECONDS=60
 
-engine_answers() { timeout 20 docker info >/dev/null 2>&1; }
+# Also in folders that a short PATH, such as cron's, leaves out, or on another machine.
+engine_is_elsewhere() {
+    [ -n "${DOCKER_HOST:-}" ] && return
+    ! have dockerd && PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin:/opt/bin have dockerd
+}
 compose_works() { docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1; }
 systemd_runs() { [ -d /run/systemd/system ]; }
 
@@ -97,6 +101,9 @@ if engine_answers && compose_works; then
     say "an engine with Compose answers; nothing to install"
     exit 0
 fi
+
+# Never a second engine beside one that is only not answering.
+if ! engine_answers && { engine_is_elsewhere || { have dockerd && [ "$(id -u)" != 0 ]; }; }; then need_engine; fi
 
 # shellcheck disable=SC1091
 . /etc/os-release 2>/dev/null || true

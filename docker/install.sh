@@ -16,12 +16,29 @@ if [ "${1:-}" = --remove ]; then
     exit 0
 fi
 
+# A path as it stands in quotes in a unit. What systemd takes for more than a letter there is refused, before anything changes.
+unit_path() {
+    case "$1" in *[[:cntrl:]\"\\\$]*) die "the path $1 has a character in it that a boot unit cannot express (a quote, a backslash, a dollar sign)" 2 ;; esac
+    echo "${1//%/%%}"
+}
+
+project=$(unit_path "$PWD")
 docker/install-engine.sh
 [ "$(id -u)" = 0 ] || die "only root can install a boot unit; run: sudo make install" 2
-project=$(pwd)
-volumes=$(realpath -m "$(setting SVITLO_VOLUMES ./volumes)")
-case "$project$volumes" in *[[:space:]]*) die "the path of the project or of the volumes contains a space, which the boot unit cannot express" 2 ;; esac
-sed -e "s|@PROJECT@|$project|g" -e "s|@VOLUMES@|$volumes|g" docker/svitlo.service >"$UNIT"
+problem=$(engine_problem)
+[ -z "$problem" ] || die "$problem" 2
+# At boot, too, ~ and ${HOME} in .env mean the folder of the person who has called this with sudo.
+if [ -n "${SUDO_USER:-}" ]; then HOME=$(getent passwd "$SUDO_USER" | cut -d: -f6) && export HOME; fi
+volumes=$(path_setting SVITLO_VOLUMES ./volumes)
+volumes=$(unit_path "$(realpath -m "$volumes")")
+home=$(unit_path "${HOME:-/root}")
+engine=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null || true)
+unit=$(<docker/svitlo.service)
+unit=${unit//@PROJECT@/"$project"}
+unit=${unit//@VOLUMES@/"$volumes"}
+unit=${unit//@HOME@/"$home"}
+unit=${unit//@ENGINE@/"${engine:-/var/lib/docker}"}
+echo "$unit" >"$UNIT"
 say "wrote $UNIT"
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload

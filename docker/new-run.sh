@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
+need_engine
 
 if [ -z "${YES:-}" ]; then
     [ -t 0 ] || die "cannot ask for confirmation without a terminal; to go ahead anyway: make new-run YES=1" 2

@@ -11,10 +11,12 @@ from=${1:-}
 case "$(realpath -- "$from")" in
     *:*) die "$from has a colon in its path, and no container can have it mounted. Rename that folder" 2 ;;
 esac
+need_engine
 options=()
 if [ -n "${FORCE:-}" ]; then options=(--force); fi
 
-image=svitlo/trainer:$(setting SVITLO_VERSION local)
+version=$(setting SVITLO_VERSION local)
+image=svitlo/trainer:$version
 docker image inspect "$image" >/dev/null 2>&1 || docker/build.sh
 # A new machine has no volumes yet. If there are volumes, this changes nothing.
 docker compose --progress quiet run --rm --no-deps -T setup >&2

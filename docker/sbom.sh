@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
+need_engine
 
 version=$(setting SVITLO_VERSION local)
 mkdir -p sbom

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
+need_engine
 
 options=()
 if [[ " $* " == *" -- "* ]]; then
@@ -15,6 +16,7 @@ if [[ " $* " == *" -- "* ]]; then
 fi
 if [ ! -t 0 ] || [ ! -t 1 ]; then options+=(-T); fi
 
-image=svitlo/trainer:$(setting SVITLO_VERSION local)
+version=$(setting SVITLO_VERSION local)
+image=svitlo/trainer:$version
 docker image inspect "$image" >/dev/null 2>&1 || docker/build.sh
 exec docker compose --progress quiet run --rm --no-deps "${options[@]}" tools "$@"

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
+need_engine
 
 # If nothing runs, compose prints an empty line.
 mapfile -t running < <(docker compose ps --status running --status restarting --services | sed '/^$/d')

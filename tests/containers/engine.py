@@ -99,3 +99,19 @@ class Engine:
     def damage(self, container_id: str) -> None:
         """What a power cut can do to a file that was just written: the engine's notes on a container are empty."""
         (self.disk / "docker" / "containers" / container_id / "config.v2.json").write_bytes(b"")
+
+    @property
+    def networks(self) -> Path:
+        """The engine's own database of networks."""
+        return self.disk / "docker" / "network" / "files" / "local-kv.db"
+
+    def systemd(self, folder: Path) -> tuple[dict[str, str], Path]:
+        """Stand-ins for what the boot unit asks of systemd: an environment, and a file that asks for a start."""
+        folder.mkdir()
+        asked = folder / "asked"
+        start = f'#!/bin/sh\ncase "$*" in start*docker.service) touch {asked} ;; esac\n'
+        for name, script in (("systemctl", start), ("journalctl", f"#!/bin/sh\ncat {self.disk}/dockerd.log\n")):
+            (folder / name).write_text(script)
+            (folder / name).chmod(0o755)
+        root = str(self.disk / "docker")
+        return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "SVITLO_ENGINE_ROOT": root}, asked

@@ -42,6 +42,8 @@ class Stack:
         # All of them, so that a .env in the project's folder has no say.
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("SVITLO_", "COMPOSE_"))},
+            # The first for the project's own commands, the second for Compose itself.
+            "SVITLO_PROJECT": self.project,
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": str(ROOT / "compose.yaml"),
             "SVITLO_VOLUMES": str(self.volumes),

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,44 @@ def test_a_run_survives_any_number_of_power_cuts(engine: Engine, powered_stack: 
     stack.command("docker/boot.sh")
     for service in SERVICES:
         assert stack.inspect(service)["State"]["Status"] == "exited"
+
+
+def test_a_damaged_network_database_does_not_keep_the_stack_down(
+    engine: Engine, powered_stack: Stack, tmp_path: Path
+) -> None:
+    """With damage in the middle of the file, the engine does not start. With an empty file, it has no networks."""
+    stack = powered_stack
+    stack.up()
+    stack.wait_for_shard(2)
+    engine.cut_the_power()
+    assert not (stack.volumes / "data" / "phase1" / "manifest.json").exists(), "the cut came in the middle of the work"
+    content = engine.networks.read_bytes()
+    damaged = content[:8192] + bytes(len(content) - 8192)
+    engine.networks.write_bytes(damaged)
+    with pytest.raises(AssertionError, match="the daemon has ended"):
+        engine.start()
+
+    environment, asked = engine.systemd(tmp_path / "systemd")
+    with ThreadPoolExecutor() as pool:
+        unit = pool.submit(lambda: stack.command("docker/boot.sh", **environment))
+        while not (asked.exists() or unit.done()):
+            time.sleep(0.1)
+        engine.start()
+        said = unit.result().stderr
+    (aside,) = engine.networks.parent.glob("local-kv.db.damaged-*")
+    assert aside.read_bytes() == damaged, "nothing is deleted"
+    assert str(aside) in said
+    assert [event["message"].split()[0] for event in stack.events("engine repaired")] == ["the", "data-prep"]
+    stack.wait_for_step(1, 1)
+
+    engine.cut_the_power()
+    engine.networks.write_bytes(b"")
+    engine.start()
+    assert "not found" in stack.inspect("data-prep")["State"]["Error"], "the engine cannot start it"
+    stack.command("docker/boot.sh")
+    assert stack.inspect("data-prep")["State"]["Status"] == "running"
+    assert "nothing to repair" in stack.command("docker/boot.sh").stderr
+    assert len(stack.events("engine repaired")) == 3
 
 
 NUM_CUTS = 20

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,18 @@ def _writable(stack: Stack, service: str, folders: set[str]) -> set[str]:
     """Those of the folders in which the container can make a file."""
     script = f"for f in {' '.join(folders)}; do if touch $f/.probe; then rm $f/.probe; echo $f; fi; done 2>/dev/null"
     return set(stack.inside(service, f"{script}; true").split())
+
+
+def test_the_modes_of_the_checkout_do_not_get_into_the_images(images: None, tmp_path: Path) -> None:
+    context, out = tmp_path / "context", tmp_path / "out"
+    shutil.copytree(ROOT / "app", context / "app", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "docker", context / "docker")
+    for path in [context, *context.rglob("*")]:
+        path.chmod(0o700 if path.is_dir() else 0o600)  # umask 077
+    base = subprocess.run(["docker/base-image.sh"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    build = ["docker", "buildx", "build", "--quiet", "--file", "docker/Dockerfile", "--target", "program"]
+    options = ["--build-arg", f"BASE_IMAGE={base}", "--output", f"type=local,dest={out}"]
+    subprocess.run([*build, *options, "."], cwd=context, capture_output=True, check=True, timeout=600)
+    program = list((out / "program").rglob("*"))
+    assert len(program) > 100
+    assert {path.stat().st_mode & 0o777 for path in program} == {0o755, 0o644}

@@ -85,10 +85,10 @@ def test_the_script_mounts_a_destination_outside_the_volumes(volumes: Volumes, t
 
 
 def run_script(volumes: Volumes, target: str) -> subprocess.CompletedProcess[str]:
-    """docker/backup.sh with an engine that only says what it was asked."""
+    """docker/backup.sh with an engine that only says what it was asked, and no Compose that could read settings."""
     engine = volumes.root.parent / "bin" / "docker"
     engine.parent.mkdir(exist_ok=True)
-    engine.write_text('#!/bin/sh\necho "$*"\n')
+    engine.write_text('#!/bin/sh\ncase "$1 $2" in "compose config" | "compose version") exit 1 ;; esac\necho "$*"\n')
     engine.chmod(0o755)
     environment = {**os.environ, "SVITLO_VOLUMES": str(volumes.root), "PATH": f"{engine.parent}:{os.environ['PATH']}"}
     script = ROOT / "docker" / "backup.sh"
