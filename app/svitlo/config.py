@@ -6,7 +6,9 @@ message names the nearest valid one.
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import encodings.aliases
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +91,27 @@ class Source(Section):
     """For records whose field names differ from the format's: `{instruction: prompt, output: response}`. If not set, it
     is left out of what is recorded, so that data prepared before this key existed stays valid."""
 
+    encoding: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What the files are written in, if not UTF-8: `cp1251`, `utf-16` ... (Python's names). Not recorded if not set."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        try:
+            "".encode(name)  # refuses what is no encoding of text, such as rot13
+            if codecs.lookup(name).name in ("idna", "punycode", "unicode_escape", "raw_unicode_escape"):
+                raise UnicodeError
+        except LookupError:
+            known = sorted({*encodings.aliases.aliases, *encodings.aliases.aliases.values()})
+            near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else "for example `cp1251`, `latin-1`, `utf-16`"
+            raise ValueError(f"no such encoding; {hint}") from None
+        except UnicodeError:
+            raise ValueError("this encoding is not for files; for example `cp1251`, `latin-1`, `utf-16`") from None
+        return name
+
     @field_validator("format")
     @classmethod
     def _format_is_known(cls, name: str, info: ValidationInfo) -> str:
@@ -129,6 +152,8 @@ class Source(Section):
                 f"`revision` ({self.revision}) is not a commit: give its 40 hex digits, because branches and tags move "
                 f"(or `{UNPINNED}`, to take the current one)"
             )
+        if self.hub is not None and self.encoding is not None:
+            raise ValueError("`encoding` is for files: what comes from the hub has none to choose")
         if self.files is not None and not self.files:
             raise ValueError("`files` is empty: give at least one pattern below volumes/raw/")
         return self

@@ -214,11 +214,6 @@ def test_control_characters_in_json_do_not_split_records() -> None:
     assert read("alpaca", json.dumps([record])) == [Instruction(**record)]
 
 
-def test_not_utf8_is_explained() -> None:
-    with pytest.raises(DataError, match=r"not UTF-8.*caf\\xe9.*iconv"):
-        read("text", b"plain text and a caf\xe9 in Latin-1")
-
-
 # --- packings
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {

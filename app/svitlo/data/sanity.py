@@ -6,7 +6,8 @@ import re
 
 from svitlo.config import Source
 from svitlo.data.formats import Raw, all_formats, needed_names, texts_in
-from svitlo.data.head import Head, head_of
+from svitlo.data.head import Head, head_of, is_parquet
+from svitlo.data.textstream import advice
 from svitlo.errors import DataError
 
 SAMPLE_CHARACTERS = 20_000
@@ -35,28 +36,46 @@ _MAGIC = {
 _MARKUP = {
     "<!doctype html": "an HTML page", "<html": "an HTML page", "<mediawiki": "a dump of a wiki", "<?xml": "XML",
 }  # fmt: skip
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_MARKS = {
+    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
+}  # fmt: skip
 
 
-def check_head(name: str, source: Source, content: bytes) -> None:
-    """Check the first bytes of a stream. Raises `DataError` if it is not text, or clearly of another format."""
-    head = head_of(name, content)
-    if head.kind == "parquet":
-        return
+def check_bytes(name: str, source: Source, content: bytes) -> None:
+    """Check the first bytes of a stream. Raises `DataError` if they cannot be text."""
     for magic, kind in _MAGIC.items():
         if content.startswith(magic):
             raise DataError(
                 f"{name}: is {kind}, not text (it begins with {content[:16]!r}). Convert it, or name other files"
             )
-    if content.startswith(_UTF16):
-        raise DataError(f"{name}: is UTF-16 ({content[:16]!r}). Convert it to UTF-8: `iconv -f UTF-16 -t UTF-8`")
+    if source.encoding is not None:
+        if is_parquet(content):
+            raise DataError(
+                f"{name}: is a Parquet file, whose text needs no `encoding`: remove it from the source {source.name}"
+            )
+        return
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            raise DataError(
+                f"{name}: is {encoding.upper()} ({content[:16]!r}), not UTF-8. Say `encoding: {encoding}` for the "
+                f"source {source.name} in data.yaml"
+            )
     control = sum(byte < 9 or 13 < byte < 32 for byte in content)
-    if b"\0" in content or control > len(content) // 100:
+    if not is_parquet(content) and (b"\0" in content or control > len(content) // 100):
         at = next(number for number, byte in enumerate(content) if byte < 9 or 13 < byte < 32)
+        found = advice(content) if b"\0" in content else None
         raise DataError(
             f"{name}: not text: {control:,} control characters in the first {len(content):,} bytes, for example in "
             f"{content[max(0, at - 10) : at + 20]!r}"
+            + (f". {found} for the source {source.name}" if found and "`encoding: utf" in found else "")
         )
+
+
+def check_head(name: str, source: Source, content: bytes) -> None:
+    """Check the first text of a stream. Raises `DataError` if it is markup, or clearly of another format."""
+    head = head_of(name, content)
+    if head.kind == "parquet":
+        return
     for beginning, kind in _MARKUP.items():
         if head.start[:20].lower().startswith(beginning):
             raise DataError(

@@ -7,6 +7,7 @@ Both give their documents in an order that depends only on the configuration and
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any, NamedTuple, Protocol
 from svitlo.config import UNPINNED, Source
 from svitlo.data.archives import PackedFile, broken_archive_errors
 from svitlo.data.formats import Raw, missing_column, raw_documents, row_document, used_columns
-from svitlo.data.head import HEAD_BYTES
+from svitlo.data.head import HEAD_BYTES, is_parquet
 from svitlo.data.records import Place
-from svitlo.data.sanity import LanguageCheck, check_head
+from svitlo.data.sanity import LanguageCheck, check_bytes, check_head
+from svitlo.data.textstream import utf8_stream
 from svitlo.errors import DataError, SvitloError
 from svitlo.storage.files import sha256_of
 
@@ -137,7 +139,7 @@ class FileDocuments:
                     if current >= unit:
                         where = name
                         first = number if current == unit else 0
-                        check_head(name, self._source, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+                        stream = checked_stream(name, self._source, stream)
                         for index, raw in enumerate(self._checked(name, raw_documents(self._source, name, stream))):
                             if index >= first:
                                 yield Positioned(current, index, raw)
@@ -158,6 +160,16 @@ class FileDocuments:
         if is_empty:
             raise DataError(f"{name}: holds no documents (format {self._source.format}): the file is empty")
         check.finish()
+
+
+def checked_stream(name: str, source: Source, stream: io.BufferedReader) -> io.BufferedReader:
+    """The stream of one file as UTF-8 text (Parquet stays as it is). Raises `DataError` if it cannot be right."""
+    content = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+    check_bytes(name, source, content)
+    if not is_parquet(content):
+        stream = utf8_stream(name, stream, source.encoding, source.name)
+    check_head(name, source, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+    return stream
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------

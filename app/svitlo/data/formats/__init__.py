@@ -93,18 +93,12 @@ def all_formats() -> dict[str, Format]:
 
 
 def raw_documents(source: Source, name: str, stream: io.BufferedReader) -> Iterator[Raw]:
-    """The documents of one stream, in order. Raises `DataError` that names the file and shows what was found."""
+    """The documents of one stream of UTF-8, in order. Raises `DataError` that names the file."""
     chosen = all_formats()[source.format]
     try:
         head = head_of(name, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
         for content in chosen.read(source, head, stream):
             yield Raw(chosen.name, content)
-    except UnicodeDecodeError as error:
-        seen = error.object[max(0, error.start - 20) : error.start + 20]
-        raise DataError(
-            f"{name}: not UTF-8 text ({error.reason}, near {seen!r}). Convert the file to UTF-8, for example with "
-            f"`iconv -f WINDOWS-1252 -t UTF-8`, or remove it from the source {source.name}"
-        ) from None
     except broken_archive_errors() as error:
         raise DataError(f"{name}: damaged or cut short ({error or type(error).__name__}). Copy it again") from error
 
