@@ -9,6 +9,8 @@ import html
 import re
 import unicodedata
 
+from svitlo.data.tokenizer import END_OF_TEXT
+
 
 def _odd_characters() -> dict[str, str]:
     """The replacement for each character that no one types on purpose."""
@@ -59,13 +61,15 @@ _SPACED_MARKS = (" ,", " .", " ;", " :", " !", " ?")
 
 
 def clean_characters(text: str) -> str:
-    """One kind of space (no tabs), one kind of line end, nothing invisible, composed letters."""
+    """One kind of space and of line end, nothing invisible, no end-of-text markers, composed letters."""
     if not text.replace("\n", " ").isprintable():  # a fast check: no odd character is printable
         found = _ODD.keys() & set(text)  # much faster than a pattern: nearly every text has few or none
         if "\r" in found:
             text = text.replace("\r\n", "\n")
         for character in found:
             text = text.replace(character, _ODD[character])
+    if END_OF_TEXT in text:
+        text = text.replace(END_OF_TEXT, "\n")
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 

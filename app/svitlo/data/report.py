@@ -181,7 +181,7 @@ def summary_lines(manifest: Manifest) -> list[str]:
             f"{source['tokens']:,} tokens; dropped: {', '.join(_counts(source['dropped'])) or 'nothing'}"
         )
         if source["changed"]:
-            line += f"; shortened: {', '.join(_counts(source['changed']))}"
+            line += f"; changed: {', '.join(_counts(source['changed']))}"
         lines.append(line)
     for split in SPLITS:
         counts = manifest.content["splits"][split]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from svitlo.data.cleaning import clean_text, normalized
 from svitlo.data.formats import Raw, Text, to_conversation
 from svitlo.data.instructions import Outcome, digest, dropped
-from svitlo.data.tokenizer import END_OF_TEXT_TOKEN, Tokenizer, pack
+from svitlo.data.tokenizer import END_OF_TEXT, END_OF_TEXT_TOKEN, Tokenizer, pack
 
 _HAS_LETTER = re.compile(r"[^\W\d_]")
 
@@ -39,9 +39,10 @@ class TextTask(Task):
 
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
         assert isinstance(raw.content, Text)
-        text = clean_document(raw.content)
-        if not text:
+        texts = _documents_in(raw.content)
+        if not texts:
             return dropped("empty")
+        text = "\n".join(texts)
         content = normalized(text)
         words = content.count(" ") + 1
         if words < self.min_document_words:
@@ -49,10 +50,12 @@ class TextTask(Task):
         if not _HAS_LETTER.search(text):
             return dropped("no letters")
         identity = digest(content)
-        outcome = Outcome(None, identity, identity, words)
+        changed = "divided at end-of-text markers" if len(texts) > 1 else None
+        outcome = Outcome(None, identity, identity, words, changed=changed)
         if self.only_split not in (None, self.split_of(outcome)):
             return outcome
-        return outcome._replace(tokens=tokenizer.pack(text) + pack([END_OF_TEXT_TOKEN]))
+        end = pack([END_OF_TEXT_TOKEN])
+        return outcome._replace(tokens=b"".join(tokenizer.pack(text) + end for text in texts))
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ class ConversationTask(Task):
 
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
         return to_conversation(raw, tokenizer, self.window)
+
+
+def _documents_in(raw: Text) -> list[str]:
+    """The clean text of a document, or of all documents in it where a record holds end-of-text markers."""
+    if END_OF_TEXT not in raw.body:
+        text = clean_document(raw)
+        return [text] if text else []
+    first, *others = raw.body.split(END_OF_TEXT)
+    parts = [clean_document(Text(raw.title, first)), *(clean_document(Text("", part)) for part in others)]
+    return [part for part in parts if part]
 
 
 def clean_document(raw: Text) -> str:

@@ -21,7 +21,7 @@ from svitlo.data.archives import broken_archive_errors
 from svitlo.data.head import HEAD_BYTES, Head, head_of
 from svitlo.data.instructions import Outcome
 from svitlo.data.records import Place, file_records, mapped, printable, shown
-from svitlo.data.tokenizer import Tokenizer
+from svitlo.data.tokenizer import END_OF_TEXT, Tokenizer
 from svitlo.errors import DataError
 
 
@@ -111,7 +111,11 @@ def row_document(source: Source, place: Place, row: Any) -> Raw:
 
 def to_conversation(raw: Raw, tokenizer: Tokenizer, window: int) -> Outcome:
     """The conversation in a raw document: at most `window` tokens."""
-    return all_formats()[raw.format].to_conversation(raw.content, tokenizer, window)
+    outcome = all_formats()[raw.format].to_conversation(raw.content, tokenizer, window)
+    if outcome.dropped is None and any(END_OF_TEXT in text for text in texts_in(raw.content)):  # cleaning removes it
+        changed = f"{outcome.changed}, and " if outcome.changed else ""
+        return outcome._replace(changed=f"{changed}end-of-text markers left out")
+    return outcome
 
 
 def texts_in(content: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Plain text: one document per block of lines between blank lines. In rows, one document per row.
+"""Plain text: one document per block of lines between blank lines or end-of-text markers. In rows, one per row.
 
 A very long document (a corpus on one line) is cut at sentence ends. This bounds memory, and lets a part of the text be
 used for validation.
@@ -15,6 +15,7 @@ from svitlo.config import Source
 from svitlo.data.formats import Format, Text
 from svitlo.data.head import Head
 from svitlo.data.records import Place, text_in
+from svitlo.data.tokenizer import END_OF_TEXT
 from svitlo.errors import DataError
 
 BLOCK_CHARACTERS = 1 << 18
@@ -59,7 +60,10 @@ class PlainText(RowText):
 def _documents(text: TextIO) -> Iterator[Text]:
     rest = ""
     while block := text.read(BLOCK_CHARACTERS):
-        *complete, rest = _BLANK_LINES.split(rest + block)
+        rest += block
+        if END_OF_TEXT in rest:  # the form that GPT-2's tools write: it ends a document, as a blank line does
+            rest = rest.replace(END_OF_TEXT, "\n\n")
+        *complete, rest = _BLANK_LINES.split(rest)
         for document in complete:
             yield from _cut_if_long(document)
         while len(rest) > LONGEST_DOCUMENT:
