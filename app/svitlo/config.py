@@ -55,6 +55,9 @@ class FormatKind(Protocol):
     @property
     def optional_fields(self) -> tuple[str, ...]: ...
 
+    @property
+    def source_keys(self) -> tuple[str, ...]: ...
+
 
 def _formats_of(info: ValidationInfo) -> Mapping[str, FormatKind]:
     """All known formats, or none if the program itself creates the object."""
@@ -91,8 +94,22 @@ class Source(Section):
     """For records whose field names differ from the format's: `{instruction: prompt, output: response}`. If not set, it
     is left out of what is recorded, so that data prepared before this key existed stays valid."""
 
+    longest_document: int | None = Field(default=None, ge=100, exclude_if=lambda value: value is None)
+    """For `text` in files: longer documents are cut at ends of sentences. In characters. Not recorded if not set."""
+    documents: Literal["lines"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """For `text` in files: `lines` if each line is a document. Not recorded if not set."""
     encoding: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """What the files are written in, if not UTF-8: `cp1251`, `utf-16` ... (Python's names). Not recorded if not set."""
+
+    @field_validator("longest_document", "documents")
+    @classmethod
+    def _format_knows_the_key(cls, value: Any, info: ValidationInfo) -> Any:
+        formats = _formats_of(info)
+        found = formats.get(info.data.get("format", ""))
+        if value is not None and found is not None and info.field_name not in found.source_keys:
+            known = ", ".join(name for name, kind in formats.items() if info.field_name in kind.source_keys)
+            raise ValueError(f"format {info.data['format']} does not use it, only {known}")
+        return value
 
     @field_validator("encoding")
     @classmethod

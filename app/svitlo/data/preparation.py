@@ -173,6 +173,7 @@ class Preparation:
     ) -> Manifest:
         """From `progress` to the manifest. Raises `ShardChanged` where a damaged shard comes out differently."""
         from svitlo.data.building import PhaseBuild, damaged_shards, write_manifest
+        from svitlo.data.division import DividedBadly, explained
 
         build = PhaseBuild(self._phase, self._data, folder, documents, journal, workers, self._reporter)
         if progress is None:
@@ -184,7 +185,16 @@ class Preparation:
                 self._reporter.say(f"warning: {self._phase}: {problem}; making this shard again")
                 build.make_again(progress, split, number)
         journal.save_known_digests(digests)
-        build.run(progress)
+        try:
+            build.run(progress)
+        except DividedBadly as found:
+            self._reporter.say(f"{self._phase}: preparing once more: {explained(found.division.summary())}")
+            remove_prepared(folder)
+            journal = Journal(folder, self._key)
+            journal.save_known_digests(digests)
+            counts = [SourceCounts() for _ in documents]
+            progress = Progress(identities=identities, sources=counts, division=found.division)
+            PhaseBuild(self._phase, self._data, folder, documents, journal, workers, self._reporter).run(progress)
         return write_manifest(folder, self._phase, self._data, self._key, self._tokenizer, progress)
 
     def _remove_beside(self) -> None:

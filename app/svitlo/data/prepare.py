@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svitlo.config import DATA_FILE, DataConfig, load_data_config
+from svitlo.data.division import is_near
 from svitlo.data.formats import all_formats
 from svitlo.data.preparation import Preparation
 from svitlo.data.report import Reporter
@@ -68,7 +69,7 @@ def _prepare_phases(config: DataConfig, config_dir: Path, volumes: Volumes, repo
                     workers = Workers()
                 manifest = preparation.make(workers)
                 reporter.summary(manifest)
-                _warn_about_little_data(manifest, config_dir, reporter)
+                _warn(manifest, config_dir, reporter)
             manifests.append(manifest)
             reporter.count(sum(map(manifest.num_documents, SPLITS)), sum(map(manifest.num_tokens, SPLITS)))
     finally:
@@ -82,7 +83,7 @@ def _prepare_phases(config: DataConfig, config_dir: Path, volumes: Volumes, repo
     return f"data is prepared; {'; '.join(parts)}"
 
 
-def _warn_about_little_data(manifest: Manifest, config_dir: Path, reporter: Reporter) -> None:
+def _warn(manifest: Manifest, config_dir: Path, reporter: Reporter) -> None:
     for source in manifest.sources:
         dropped = sum(source["dropped"].values())
         if dropped > source["documents"] > 0:
@@ -90,3 +91,11 @@ def _warn_about_little_data(manifest: Manifest, config_dir: Path, reporter: Repo
                 f"warning: {config_dir / DATA_FILE}: source {source['name']}: more was dropped ({dropped:,}) than kept "
                 f"({source['documents']:,})"
             )
+    fraction = manifest.configuration["validation_fraction"]
+    held_back, total = manifest.num_documents("validation"), sum(map(manifest.num_documents, SPLITS))
+    if not is_near(held_back, total, fraction):
+        reporter.say(
+            f"warning: {config_dir / DATA_FILE}: {manifest.phase.name}.validation_fraction = {fraction:g}, and "
+            f"{held_back:,} of {total:,} {manifest.phase.unit} ({held_back / total:.1%}) are held back. With more data "
+            f"it would be nearer"
+        )

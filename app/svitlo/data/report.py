@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from svitlo.data.division import explained
 from svitlo.manifest import SPLITS, Manifest
 from svitlo.phases import Phase
 from svitlo.reporting.status import write_status
@@ -169,6 +170,8 @@ class Reporter:
                 _shards(counts) + (f"; {replies}" if replies else ""),
             )  # fmt: skip
         Console(file=self._output).print(table)
+        for line in _division_lines(manifest):
+            self.say(line)
 
 
 def summary_lines(manifest: Manifest) -> list[str]:
@@ -192,7 +195,12 @@ def summary_lines(manifest: Manifest) -> list[str]:
         if "reply_tokens" in counts:
             line += f"; {counts['reply_tokens']:,} tokens in replies"
         lines.append(line)
-    return lines
+    return lines + _division_lines(manifest)
+
+
+def _division_lines(manifest: Manifest) -> list[str]:
+    division = manifest.content["splits"].get("division")
+    return [f"{manifest.phase}: {explained(division)}"] if division else []
 
 
 def _counts(counted: dict[str, int]) -> list[str]:

@@ -45,6 +45,10 @@ class Documents(Protocol):
         """The documents from the one at (unit, number) on."""
         ...
 
+    def cut_at(self, longest: int | None) -> None:
+        """From now on cut text with more characters into parts, where the format can. None: as data.yaml says."""
+        ...
+
     @property
     def fraction_read(self) -> float:
         """0 to 1. Used to estimate the time left."""
@@ -117,6 +121,10 @@ class FileDocuments:
         self._source = source
         self._files = files
         self._digests = digests
+        self._longest = source.longest_document
+
+    def cut_at(self, longest: int | None) -> None:
+        self._source = self._source.model_copy(update={"longest_document": longest or self._longest})
 
     def identity(self) -> dict[str, Any]:
         named = {
@@ -217,6 +225,9 @@ class HubDocuments:
             self._next = index + 1
             yield Positioned(0, index, raw)
         check.finish()
+
+    def cut_at(self, longest: int | None) -> None:
+        """Rows stay whole: a position is the number of a row."""
 
     def _is_folder(self) -> bool:
         return Path(self._repository).is_dir()

@@ -22,13 +22,17 @@ class Task(ABC):
     only_split: str | None = None
     """Tokenise only the documents of this split, if the others are already on disk."""
 
+    by_record: frozenset[int] = frozenset()
+    """Groups whose documents are divided one by one."""
+
     @abstractmethod
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
         """What a raw document becomes."""
 
     def split_of(self, outcome: Outcome) -> str:
         """`train` or `validation`, decided by the document's hash alone."""
-        return "validation" if outcome.split_digest < int(self.validation_fraction * 2**64) else "train"
+        decides = outcome.digest if outcome.split_digest in self.by_record else outcome.split_digest
+        return "validation" if decides < int(self.validation_fraction * 2**64) else "train"
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class Format(ABC):
     """Other names that are accepted for a field."""
     other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """What else people call the fields. Used to propose a `fields` map."""
+    source_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of a source in data.yaml that only this format and others that name them know."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Valid records. Tests replace any part of them with anything, and expect documents or one clear message."""
     name: str

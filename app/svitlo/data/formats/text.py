@@ -25,7 +25,9 @@ PART_CHARACTERS = 1 << 14
 """The approximate length of the parts."""
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
+_LINE_ENDS = re.compile(r"\n")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]* ")
+_SENTENCE_OR_LINE_END = re.compile(r"[.!?][\"')\]]* |\n")
 
 
 class RowText(Format):
@@ -43,6 +45,8 @@ class RowText(Format):
 
 
 class PlainText(RowText):
+    source_keys = ("documents", "longest_document")
+
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
         if head.kind is not None:
             raise DataError(
@@ -51,41 +55,44 @@ class PlainText(RowText):
             )
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
         try:
-            yield from _documents(text)
+            separator = _LINE_ENDS if source.documents == "lines" else _BLANK_LINES
+            yield from _documents(text, separator, source.longest_document or LONGEST_DOCUMENT)
         finally:
             if not text.closed:
                 text.detach()  # the stream belongs to the archive
 
 
-def _documents(text: TextIO) -> Iterator[Text]:
+def _documents(text: TextIO, separator: re.Pattern[str], longest: int) -> Iterator[Text]:
     rest = ""
     while block := text.read(BLOCK_CHARACTERS):
         rest += block
         if END_OF_TEXT in rest:  # the form that GPT-2's tools write: it ends a document, as a blank line does
             rest = rest.replace(END_OF_TEXT, "\n\n")
-        *complete, rest = _BLANK_LINES.split(rest)
+        *complete, rest = separator.split(rest)
         for document in complete:
-            yield from _cut_if_long(document)
-        while len(rest) > LONGEST_DOCUMENT:
-            part, rest = _cut(rest)
+            yield from _cut_if_long(document, longest)
+        while len(rest) > longest:
+            part, rest = _cut(rest, longest)
             yield Text("", part.strip())
-    yield from _cut_if_long(rest)
+    yield from _cut_if_long(rest, longest)
 
 
-def _cut_if_long(document: str) -> Iterator[Text]:
-    while len(document) > LONGEST_DOCUMENT:
-        part, document = _cut(document)
+def _cut_if_long(document: str, longest: int) -> Iterator[Text]:
+    while len(document) > longest:
+        part, document = _cut(document, longest)
         yield Text("", part.strip())
     document = document.strip()
     if document:
         yield Text("", document)
 
 
-def _cut(text: str) -> tuple[str, str]:
-    """A part of about `PART_CHARACTERS` that ends with a sentence, or else with a word, and the rest."""
-    ends = [found.end() for found in _SENTENCE_END.finditer(text, PART_CHARACTERS // 2, PART_CHARACTERS)]
-    position = ends[-1] if ends else text.rfind(" ", 1, PART_CHARACTERS) + 1
-    position = position or PART_CHARACTERS
+def _cut(text: str, longest: int) -> tuple[str, str]:
+    """A part of about `PART_CHARACTERS` (at most `longest`) that ends with a sentence or else a word, and the rest."""
+    size = min(longest, PART_CHARACTERS)
+    sentence_end = _SENTENCE_END if longest > PART_CHARACTERS else _SENTENCE_OR_LINE_END
+    ends = [found.end() for found in sentence_end.finditer(text, size // 2, size)]
+    position = ends[-1] if ends else text.rfind(" ", 1, size) + 1
+    position = position or size
     return text[:position], text[position:]
 
 
