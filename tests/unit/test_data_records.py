@@ -28,7 +28,8 @@ from svitlo.data.formats.messages import Message, Role
 from svitlo.data.formats.squad import Question
 from svitlo.data.formats.text import Text
 from svitlo.data.head import head_of
-from svitlo.data.sources import FileDocuments, KnownDigests, checked_stream, find_files
+from svitlo.data.rawfiles import find_files
+from svitlo.data.sources import FileDocuments, KnownDigests, checked_stream
 from svitlo.errors import DataError
 
 
@@ -39,7 +40,7 @@ def read(format_name: str, content: bytes, name: str = "file.x", **options: Any)
 
 def documents(folder: Path, format_name: str, pattern: str, **options: Any) -> list[Any]:
     source = Source(name="s", format=format_name, files=[pattern], check_language=False, **options)
-    files = FileDocuments(source, find_files(source, folder, print), KnownDigests({}))
+    files = FileDocuments(source, find_files(source, folder, print).files, KnownDigests({}))
     return [found.raw.content for found in files.read(0, 0)]
 
 

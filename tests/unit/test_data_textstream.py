@@ -10,7 +10,8 @@ import pytest
 
 from svitlo.config import Source, load_data_config
 from svitlo.data.formats import all_formats
-from svitlo.data.sources import FileDocuments, KnownDigests, find_files
+from svitlo.data.rawfiles import find_files
+from svitlo.data.sources import FileDocuments, KnownDigests
 from svitlo.data.textstream import utf8_stream
 from svitlo.errors import ConfigError, DataError
 
@@ -21,7 +22,7 @@ TEXT = "".join(map(UKRAINIAN.format, range(60)))
 def bodies(folder: Path, content: bytes, format_name: str = "text", **options: Any) -> list[Any]:
     (folder / "t.x").write_bytes(content)
     source = Source(name="s", format=format_name, files=["t.x"], check_language=False, **options)
-    files = find_files(source, folder, lambda _: None)
+    files = find_files(source, folder, lambda _: None).files
     return [found.raw.content for found in FileDocuments(source, files, KnownDigests({})).read(0, 0)]
 
 

@@ -273,7 +273,7 @@ def write_manifest(
             del counts["reply_tokens"]
         shards = [{name: value for name, value in shard.items() if name != "begin"} for shard in progress.shards[split]]
         splits[split] = {**counts, "shards": shards}
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "phase": phase.number,
         "configuration": data.model_dump(mode="json"),
@@ -285,6 +285,9 @@ def write_manifest(
         ],
         "splits": splits,
     }
+    for entry, left_out in zip(content["sources"], progress.left_out, strict=False):
+        if left_out:
+            entry["left_out"] = left_out
     write_json(folder / MANIFEST, {**content, "digest": digest_of(content)})
     return load_manifest(folder)
 

@@ -17,6 +17,8 @@ from svitlo.units import duration
 LINE_EVERY_SECONDS = 5.0
 STATUS_EVERY_SECONDS = 2.0
 BAR_EVERY_SECONDS = 0.2
+MOST_NAMES = 8
+"""So many of the files that were left out are named in the report. The manifest names more."""
 
 
 class Reporter:
@@ -157,6 +159,7 @@ class Reporter:
         table.add_column("dropped, and why")
         for source in manifest.sources:
             notes = _counts(source["dropped"]) + [f"({text})" for text in _counts(source["changed"])]
+            notes += [f"left out: {text}" for text in _left_out(source)]
             table.add_row(
                 source["name"], f"{source['documents']:,}", f"{source['words']:,}", f"{source['tokens']:,}",
                 "\n".join(notes) or "nothing",
@@ -185,6 +188,8 @@ def summary_lines(manifest: Manifest) -> list[str]:
         )
         if source["changed"]:
             line += f"; changed: {', '.join(_counts(source['changed']))}"
+        if left_out := _left_out(source):
+            line += f"; left out: {', '.join(left_out)}"
         lines.append(line)
     for split in SPLITS:
         counts = manifest.content["splits"][split]
@@ -201,6 +206,11 @@ def summary_lines(manifest: Manifest) -> list[str]:
 def _division_lines(manifest: Manifest) -> list[str]:
     division = manifest.content["splits"].get("division")
     return [f"{manifest.phase}: {explained(division)}"] if division else []
+
+
+def _left_out(source: dict[str, Any]) -> list[str]:
+    names: list[str] = source.get("left_out", [])
+    return names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"{len(names) - MOST_NAMES:,} or more others"]
 
 
 def _counts(counted: dict[str, int]) -> list[str]:

@@ -122,16 +122,24 @@ class LanguageCheck:
     def see(self, raw: Raw) -> None:
         """Add a document to the sample. Raises `DataError` once the sample is large enough and looks wrong."""
         if not self._is_done:
-            text = text_of(raw)[:SAMPLE_CHARACTERS]
+            self.see_text(text_of(raw)[:SAMPLE_CHARACTERS])
+
+    def see_text(self, text: str) -> None:
+        """Add text to the sample, as `see` does."""
+        if text and not self._is_done:
             self._sample.append(text)
             self._length += len(text)
             if self._length >= SAMPLE_CHARACTERS:
                 self.finish()
 
-    def finish(self) -> None:
-        """Judge the sample collected so far. Raises `DataError`."""
+    @property
+    def has_seen(self) -> bool:
+        return bool(self._length)
+
+    def finish(self) -> str:
+        """Judge the sample collected so far. Returns it if it is too small to be judged. Raises `DataError`."""
         if self._is_done:
-            return
+            return ""
         self._is_done = True
         sample = " ".join(self._sample)
         self._sample = []
@@ -146,10 +154,13 @@ class LanguageCheck:
                 f"{self._name}: does not look like text in any language: only {letters / solid:.0%} of its characters "
                 f"are letters: {seen!r}"
             )
+        if len(words) < FEWEST_WORDS and solid <= 5_000:
+            return sample
         share = sum(word in _COMMON_WORDS for word in words) / len(words)
-        if self._expect_english and share < FEWEST_ENGLISH and (len(words) >= FEWEST_WORDS or solid > 5_000):
+        if self._expect_english and share < FEWEST_ENGLISH:
             raise DataError(
                 f"{self._name}: does not look like English: {share:.1%} of its first {len(words):,} words are among "
                 f"the most common ones, at least {FEWEST_ENGLISH:.0%} were expected: {seen!r}. If it is another "
                 f"language on purpose, set `check_language: false` for this source"
             )
+        return ""
