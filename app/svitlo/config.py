@@ -96,12 +96,15 @@ class Source(Section):
 
     longest_document: int | None = Field(default=None, ge=100, exclude_if=lambda value: value is None)
     """For `text` in files: longer documents are cut at ends of sentences. In characters. Not recorded if not set."""
+    markup: bool | None = Field(default=None, exclude_if=lambda value: value is None)
+    """For text: `true` removes all that looks like markup, `false` nothing. If not set, tags are removed where they are
+    tags, and indented text without a title (code) stays as it is. Not recorded if not set."""
     documents: Literal["lines"] | None = Field(default=None, exclude_if=lambda value: value is None)
     """For `text` in files: `lines` if each line is a document. Not recorded if not set."""
     encoding: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """What the files are written in, if not UTF-8: `cp1251`, `utf-16` ... (Python's names). Not recorded if not set."""
 
-    @field_validator("longest_document", "documents")
+    @field_validator("longest_document", "documents", "markup")
     @classmethod
     def _format_knows_the_key(cls, value: Any, info: ValidationInfo) -> Any:
         formats = _formats_of(info)

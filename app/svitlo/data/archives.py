@@ -73,6 +73,10 @@ class PackedFile:
             self._raw = raw
             kind = _archive_kind(self.path)
             if self.members is None:
+                if kind == "zip" and (document := _document_kind(raw)):
+                    raise DataError(
+                        f"{self.name}: is {document}. Save it as plain text (.txt, UTF-8) and name that file"
+                    )
                 if kind is not None:
                     raise DataError(
                         f"{self.name}: is a {kind} archive. Say which members are meant: `{self.name}::*.txt`"
@@ -206,6 +210,21 @@ def _archive_kind(path: Path) -> str | None:
             unpacked = _unpacked(raw, "")
             block = unpacked.peek(512)
         return "tar" if block[257:262] == b"ustar" else None
+
+
+_DOCUMENTS = {
+    "word/": "a Word document (docx)", "xl/": "an Excel workbook (xlsx)", "ppt/": "a PowerPoint presentation (pptx)",
+    "META-INF/container.xml": "an e-book (epub)", "content.xml": "an OpenDocument file (odt, ods or odp)",
+}  # fmt: skip
+
+
+def _document_kind(raw: IO[bytes]) -> str | None:
+    """The program that a zip archive is a document of, if it is one."""
+    try:
+        names = zipfile.ZipFile(raw).namelist()
+    except _DAMAGED_ZIP:
+        return None
+    return next((kind for start, kind in _DOCUMENTS.items() if any(name.startswith(start) for name in names)), None)
 
 
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")

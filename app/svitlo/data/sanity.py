@@ -7,6 +7,7 @@ import re
 from svitlo.config import Source
 from svitlo.data.formats import Raw, all_formats, needed_names, texts_in
 from svitlo.data.head import Head, head_of, is_parquet
+from svitlo.data.scripts import without_marks
 from svitlo.data.textstream import advice
 from svitlo.errors import DataError
 
@@ -36,6 +37,10 @@ _MAGIC = {
 _MARKUP = {
     "<!doctype html": "an HTML page", "<html": "an HTML page", "<mediawiki": "a dump of a wiki", "<?xml": "XML",
 }  # fmt: skip
+_HTML = re.compile(r"</(?:p|div|td|tr|li|span|a|body|table|h[1-6])>", re.IGNORECASE)
+FEWEST_TAGS = 10
+CHARACTERS_FOR_TAG = 1_000
+"""A text with more closing tags than one in so many characters is HTML."""
 _MARKS = {
     b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
 }  # fmt: skip
@@ -77,11 +82,17 @@ def check_head(name: str, source: Source, content: bytes) -> None:
     if head.kind == "parquet":
         return
     for beginning, kind in _MARKUP.items():
-        if head.start[:20].lower().startswith(beginning):
+        if source.markup is None and head.start[:20].lower().startswith(beginning):
             raise DataError(
                 f"{name}: is {kind} (it begins with {head.start[:40]!r}), whose markup would be learnt as language. "
                 f"Save it as text (`pandoc -t plain`), or dumps of wikis with WikiExtractor (`format: wikiextractor`)"
             )
+    tags = _HTML.findall(head.start) if head.kind is None and source.markup is None else []
+    if len(tags) > max(FEWEST_TAGS, len(head.start) // CHARACTERS_FOR_TAG):
+        raise DataError(
+            f"{name}: holds HTML ({len(tags):,} tags such as {tags[0]} at its beginning: {head.start[:60]!r}). Save it "
+            f"as text (`pandoc -t plain`), or say `markup: false` for the source {source.name} to learn it as it is"
+        )
     _check_format(head, source)
 
 
@@ -144,9 +155,10 @@ class LanguageCheck:
         sample = " ".join(self._sample)
         self._sample = []
         seen = " ".join(sample.split())[:100]
-        words = _WORD.findall(sample.lower())
-        letters = sum(map(len, words))
         solid = sum(map(len, sample.split()))
+        bare = without_marks(sample)
+        words = _WORD.findall(bare.lower())
+        letters = sum(map(len, words)) + solid - sum(map(len, bare.split()))
         if not words:
             raise DataError(f"{self._name}: no words in the first {len(sample):,} characters: {seen!r}")
         if letters < 0.5 * solid and solid > 1_000:

@@ -38,6 +38,8 @@ class Text(NamedTuple):
 
     title: str
     body: str
+    markup: bool | None = None
+    """Whether it holds markup, if the source or the format says so."""
 
 
 class Format(ABC):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from svitlo.config import Source
 from svitlo.data.formats import Format, Text
@@ -25,6 +25,7 @@ PART_CHARACTERS = 1 << 14
 """The approximate length of the parts."""
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
+_BLANK_START = re.compile(r"(?:[^\S\n]*\n)+")
 _LINE_ENDS = re.compile(r"\n")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]* ")
 _SENTENCE_OR_LINE_END = re.compile(r"[.!?][\"')\]]* |\n")
@@ -34,6 +35,7 @@ class RowText(Format):
     """Shared by formats with one text field in each record."""
 
     gives = "text"
+    source_keys: ClassVar[tuple[str, ...]] = ("markup",)
     examples = ({"text": "The lamp"},)
 
     def fields_of(self, source: Source) -> tuple[str, ...]:
@@ -41,11 +43,11 @@ class RowText(Format):
 
     def row(self, source: Source, place: Place, record: dict[str, Any]) -> Text:
         title = text_in(place, source.title_field, record[source.title_field]) if source.title_field else ""
-        return Text(title, text_in(place, source.field, record[source.field]))
+        return Text(title, text_in(place, source.field, record[source.field]), source.markup)
 
 
 class PlainText(RowText):
-    source_keys = ("documents", "longest_document")
+    source_keys = ("markup", "documents", "longest_document")
 
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
         if head.kind is not None:
@@ -56,13 +58,14 @@ class PlainText(RowText):
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
         try:
             separator = _LINE_ENDS if source.documents == "lines" else _BLANK_LINES
-            yield from _documents(text, separator, source.longest_document or LONGEST_DOCUMENT)
+            for body in _documents(text, separator, source.longest_document or LONGEST_DOCUMENT):
+                yield Text("", body, source.markup)
         finally:
             if not text.closed:
                 text.detach()  # the stream belongs to the archive
 
 
-def _documents(text: TextIO, separator: re.Pattern[str], longest: int) -> Iterator[Text]:
+def _documents(text: TextIO, separator: re.Pattern[str], longest: int) -> Iterator[str]:
     rest = ""
     while block := text.read(BLOCK_CHARACTERS):
         rest += block
@@ -73,17 +76,21 @@ def _documents(text: TextIO, separator: re.Pattern[str], longest: int) -> Iterat
             yield from _cut_if_long(document, longest)
         while len(rest) > longest:
             part, rest = _cut(rest, longest)
-            yield Text("", part.strip())
+            yield part.strip()
     yield from _cut_if_long(rest, longest)
 
 
-def _cut_if_long(document: str, longest: int) -> Iterator[Text]:
+def _cut_if_long(document: str, longest: int) -> Iterator[str]:
     while len(document) > longest:
         part, document = _cut(document, longest)
-        yield Text("", part.strip())
-    document = document.strip()
+        yield part.strip()
+    document = document.rstrip()
+    if blank := _BLANK_START.match(document):
+        document = document[blank.end() :]
+    if not document.startswith(("  ", "\t")):  # the indentation of the first line stays
+        document = document.strip()
     if document:
-        yield Text("", document)
+        yield document
 
 
 def _cut(text: str, longest: int) -> tuple[str, str]:
