@@ -447,6 +447,8 @@ def _explain(kind: type[Section], mistake: Any) -> str:
     reason = str(mistake["msg"]).removeprefix("Value error, ")
     value = mistake["input"]
     shown = "" if isinstance(value, (dict, list, BaseModel)) else f" = {value!r}"
+    if mistake["type"] == "string_type" and not isinstance(value, (dict, list)):
+        reason += "; put it in quotes"
     return f"{key}{shown}: {reason[0].lower() + reason[1:]}"
 
 
@@ -464,15 +466,41 @@ def _keys_at(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Rejects duplicate keys. Plain YAML silently takes the last of them, which users never mean."""
+    """YAML as people mean it: duplicate keys are mistakes, and only what looks like a number or a truth value is one.
+
+    YAML 1.1 silently takes the last of two keys, 010 for 8, 1:30 for 90, `no` for false, and 2024-01-01 for a date.
+    Here these are text. Where a number or a truth value is expected, 010 is ten and `no` is false.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict, set)):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key is text, and this one is {key!r:.60}", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key}` appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_PREFIX = "tag:yaml.org,2002:"
+_FLOAT = r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+_RESOLVED = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)", "-+0123456789"),
+    "float": (_FLOAT, "-+0123456789."),
+}
+"""What a plain word is, and the characters that it begins with."""
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_PREFIX) not in {*_RESOLVED, "timestamp"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, (_pattern, _first) in _RESOLVED.items():
+    _UniqueKeyLoader.add_implicit_resolver(_PREFIX + _kind, re.compile(rf"(?:{_pattern})\Z"), list(_first))

@@ -10,15 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svitlo.config import DATA_FILE, DataConfig, load_data_config
+from svitlo.config import DATA_FILE, DataConfig, PretrainingConfig, load_data_config, load_phase_config
 from svitlo.data.division import is_near
 from svitlo.data.formats import all_formats
 from svitlo.data.preparation import Preparation
 from svitlo.data.report import Reporter
-from svitlo.errors import AlreadyRunning
+from svitlo.errors import AlreadyRunning, ConfigError
 from svitlo.interruption import Interrupted, Interruption
 from svitlo.manifest import SPLITS, Manifest
-from svitlo.phases import PHASES
+from svitlo.phases import PHASES, PRETRAINING
 from svitlo.storage.locks import exclusive_lock
 from svitlo.storage.space import explained
 from svitlo.volumes import Volumes
@@ -34,6 +34,7 @@ def prepare(config_dir: Path, volumes: Volumes, interruption: Interruption) -> s
     in the middle of a long download, because every file that was written is whole.
     """
     config = load_data_config(config_dir, all_formats())
+    _check_window(config, config_dir)
     volumes.require_writable("data", "logs", *(["cache"] if _uses_hub(config) else []))
     if any(source.files for phase in PHASES for source in config.of(phase).sources):
         volumes.require("raw")
@@ -49,6 +50,25 @@ def prepare(config_dir: Path, volumes: Volumes, interruption: Interruption) -> s
             raise
         reporter.status("complete", message)
     return message
+
+
+def _check_window(config: DataConfig, config_dir: Path) -> None:
+    """Raises `ConfigError` if the conversations are longer than the model's window.
+
+    Mistakes within the model's own file are left to the trainer: data can be prepared without that file.
+    """
+    try:
+        model = load_phase_config(config_dir, PRETRAINING)
+    except ConfigError:
+        return
+    assert isinstance(model, PretrainingConfig)
+    longest = config.phase2.sequence_length
+    if longest > model.model.positions:
+        raise ConfigError(
+            f"{config_dir / DATA_FILE}: phase2.sequence_length = {longest}: the model reads at most "
+            f"{model.model.positions} tokens (model.positions in {config_dir / PRETRAINING.config_file}). Shorten the "
+            f"one or raise the other"
+        )
 
 
 def _uses_hub(config: DataConfig) -> bool:
