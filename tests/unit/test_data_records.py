@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from svitlo.config import Source
@@ -266,6 +266,7 @@ PIECES = [
 
 
 @settings(max_examples=300)
+@example(b"PAR1\xff")
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join))
 def test_any_file_ends_in_documents_or_in_one_message(content: bytes) -> None:
     head_of("x", content)

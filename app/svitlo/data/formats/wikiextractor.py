@@ -24,6 +24,9 @@ class WikiExtractor(RowText):
     examples = ({"title": "Lamp", "text": "The lamp"},)
 
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
+        if head.kind == "parquet":
+            yield from super().read(source, head, stream)
+            return
         title: str | None = None
         lines: list[str] = []
         for number, line in lines_of(head.name, stream):
