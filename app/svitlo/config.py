@@ -6,7 +6,9 @@ message names the nearest valid one.
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import encodings.aliases
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +55,9 @@ class FormatKind(Protocol):
     @property
     def optional_fields(self) -> tuple[str, ...]: ...
 
+    @property
+    def source_keys(self) -> tuple[str, ...]: ...
+
 
 def _formats_of(info: ValidationInfo) -> Mapping[str, FormatKind]:
     """All known formats, or none if the program itself creates the object."""
@@ -88,6 +93,44 @@ class Source(Section):
     fields: dict[str, str] | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
     """For records whose field names differ from the format's: `{instruction: prompt, output: response}`. If not set, it
     is left out of what is recorded, so that data prepared before this key existed stays valid."""
+
+    longest_document: int | None = Field(default=None, ge=100, exclude_if=lambda value: value is None)
+    """For `text` in files: longer documents are cut at ends of sentences. In characters. Not recorded if not set."""
+    markup: bool | None = Field(default=None, exclude_if=lambda value: value is None)
+    """For text: `true` removes all that looks like markup, `false` nothing. If not set, tags are removed where they are
+    tags, and indented text without a title (code) stays as it is. Not recorded if not set."""
+    documents: Literal["lines"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """For `text` in files: `lines` if each line is a document. Not recorded if not set."""
+    encoding: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What the files are written in, if not UTF-8: `cp1251`, `utf-16` ... (Python's names). Not recorded if not set."""
+
+    @field_validator("longest_document", "documents", "markup")
+    @classmethod
+    def _format_knows_the_key(cls, value: Any, info: ValidationInfo) -> Any:
+        formats = _formats_of(info)
+        found = formats.get(info.data.get("format", ""))
+        if value is not None and found is not None and info.field_name not in found.source_keys:
+            known = ", ".join(name for name, kind in formats.items() if info.field_name in kind.source_keys)
+            raise ValueError(f"format {info.data['format']} does not use it, only {known}")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        try:
+            "".encode(name)  # refuses what is no encoding of text, such as rot13
+            if codecs.lookup(name).name in ("idna", "punycode", "unicode_escape", "raw_unicode_escape"):
+                raise UnicodeError
+        except LookupError:
+            known = sorted({*encodings.aliases.aliases, *encodings.aliases.aliases.values()})
+            near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else "for example `cp1251`, `latin-1`, `utf-16`"
+            raise ValueError(f"no such encoding; {hint}") from None
+        except UnicodeError:
+            raise ValueError("this encoding is not for files; for example `cp1251`, `latin-1`, `utf-16`") from None
+        return name
 
     @field_validator("format")
     @classmethod
@@ -129,6 +172,8 @@ class Source(Section):
                 f"`revision` ({self.revision}) is not a commit: give its 40 hex digits, because branches and tags move "
                 f"(or `{UNPINNED}`, to take the current one)"
             )
+        if self.hub is not None and self.encoding is not None:
+            raise ValueError("`encoding` is for files: what comes from the hub has none to choose")
         if self.files is not None and not self.files:
             raise ValueError("`files` is empty: give at least one pattern below volumes/raw/")
         return self
@@ -402,6 +447,8 @@ def _explain(kind: type[Section], mistake: Any) -> str:
     reason = str(mistake["msg"]).removeprefix("Value error, ")
     value = mistake["input"]
     shown = "" if isinstance(value, (dict, list, BaseModel)) else f" = {value!r}"
+    if mistake["type"] == "string_type" and not isinstance(value, (dict, list)):
+        reason += "; put it in quotes"
     return f"{key}{shown}: {reason[0].lower() + reason[1:]}"
 
 
@@ -419,15 +466,41 @@ def _keys_at(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Rejects duplicate keys. Plain YAML silently takes the last of them, which users never mean."""
+    """YAML as people mean it: duplicate keys are mistakes, and only what looks like a number or a truth value is one.
+
+    YAML 1.1 silently takes the last of two keys, 010 for 8, 1:30 for 90, `no` for false, and 2024-01-01 for a date.
+    Here these are text. Where a number or a truth value is expected, 010 is ten and `no` is false.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict, set)):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key is text, and this one is {key!r:.60}", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key}` appears twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_PREFIX = "tag:yaml.org,2002:"
+_FLOAT = r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+_RESOLVED = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)", "-+0123456789"),
+    "float": (_FLOAT, "-+0123456789."),
+}
+"""What a plain word is, and the characters that it begins with."""
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_PREFIX) not in {*_RESOLVED, "timestamp"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, (_pattern, _first) in _RESOLVED.items():
+    _UniqueKeyLoader.add_implicit_resolver(_PREFIX + _kind, re.compile(rf"(?:{_pattern})\Z"), list(_first))

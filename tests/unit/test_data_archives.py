@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svitlo.config import Source
-from svitlo.data.sources import FileDocuments, KnownDigests, find_files
+from svitlo.data.rawfiles import find_files
+from svitlo.data.sources import FileDocuments, KnownDigests
 from svitlo.errors import DataError
 
 TEXT = "The mill is by the river and it is old. "
@@ -24,7 +25,7 @@ def titles(folder: Path, pattern: str, said: list[str] | None = None) -> list[st
     """The first words of the documents."""
     source = Source(name="s", format="text", files=[pattern])
     announce = (lambda _: None) if said is None else said.append
-    files = FileDocuments(source, find_files(source, folder, announce), KnownDigests({}))
+    files = FileDocuments(source, find_files(source, folder, announce).files, KnownDigests({}))
     return [found.raw.content.body.split()[0] for found in files.read(0, 0)]
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import bz2
 import contextlib
 import errno
-import fnmatch
 import gzip
 import io
 import lzma
@@ -23,10 +22,11 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from svitlo.data.head import HEAD_BYTES
+from svitlo.data.patterns import fits, parts_of, shown_name, why_left_out
 from svitlo.errors import DataError
 
 
@@ -73,6 +73,10 @@ class PackedFile:
             self._raw = raw
             kind = _archive_kind(self.path)
             if self.members is None:
+                if kind == "zip" and (document := _document_kind(raw)):
+                    raise DataError(
+                        f"{self.name}: is {document}. Save it as plain text (.txt, UTF-8) and name that file"
+                    )
                 if kind is not None:
                     raise DataError(
                         f"{self.name}: is a {kind} archive. Say which members are meant: `{self.name}::*.txt`"
@@ -129,12 +133,12 @@ class PackedFile:
             for info in archive:
                 if not info.isfile():
                     continue
-                names.append(info.name)
+                names.append(shown_name(info.name))
                 member = archive.extractfile(info)
                 if not _fits(info.name, pattern) or member is None:
                     continue
                 num_fitting += 1
-                full_name = f"{self.name}::{info.name}"
+                full_name = f"{self.name}::{shown_name(info.name)}"
                 yield full_name, _unpacked(cast(IO[bytes], _Adapter(member)), full_name)
         self._require(num_fitting, names)
 
@@ -143,27 +147,28 @@ class PackedFile:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             raise DataError(f"{self.name}: no member fits `{self.members}`; the archive holds {shown or 'no files'}")
         if num_fitting < len(names):
-            self._announce(f"{self.name}: {num_fitting:,} of {len(names):,} members fit `{self.members}`")
+            why = {name: reason for name in names if (reason := _why_left_out(name, self.members or ""))}
+            left_out = ", ".join(f"{name} ({reason})" for name, reason in list(why.items())[:8])
+            self._announce(
+                f"{self.name}: {num_fitting:,} of {len(names):,} members fit `{self.members}`"
+                + (f"; left out: {left_out}" + (", ..." if len(why) > 8 else "") if why else "")
+            )
 
 
 def _fits(name: str, pattern: str) -> bool:
     """Matches like a pattern below a folder, except that one without `**` matches in every folder of the archive."""
-    path = PurePosixPath(name)
-    if path.name.startswith("._") or "__MACOSX" in path.parts:
-        return False
-    if "**" not in PurePosixPath(pattern).parts:
-        return path.match(pattern)
-    return _parts_fit([part for part in path.parts if part != "/"], list(PurePosixPath(pattern).parts))
+    parts, patterns = _compared(name, pattern)
+    return fits(parts, patterns, with_hidden=True) and why_left_out(parts, patterns) is None
 
 
-def _parts_fit(parts: list[str], patterns: list[str]) -> bool:
-    """`**` stands for any number of folders, including none. At the end it stands for everything in them."""
-    if not patterns:
-        return not parts
-    if patterns[0] != "**":
-        return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _parts_fit(parts[1:], patterns[1:])
-    rest = patterns[1:] or ["*"]
-    return any(_parts_fit(parts[skipped:], rest) for skipped in range(len(parts)))
+def _why_left_out(name: str, pattern: str) -> str | None:
+    parts, patterns = _compared(name, pattern)
+    return why_left_out(parts, patterns) if fits(parts, patterns, with_hidden=True) else None
+
+
+def _compared(name: str, pattern: str) -> tuple[list[str], list[str]]:
+    patterns = parts_of(pattern)
+    return parts_of(name), patterns if "**" in patterns else ["**", *patterns]
 
 
 def _strict_headers(name: str) -> type[tarfile.TarInfo]:
@@ -205,6 +210,21 @@ def _archive_kind(path: Path) -> str | None:
             unpacked = _unpacked(raw, "")
             block = unpacked.peek(512)
         return "tar" if block[257:262] == b"ustar" else None
+
+
+_DOCUMENTS = {
+    "word/": "a Word document (docx)", "xl/": "an Excel workbook (xlsx)", "ppt/": "a PowerPoint presentation (pptx)",
+    "META-INF/container.xml": "an e-book (epub)", "content.xml": "an OpenDocument file (odt, ods or odp)",
+}  # fmt: skip
+
+
+def _document_kind(raw: IO[bytes]) -> str | None:
+    """The program that a zip archive is a document of, if it is one."""
+    try:
+        names = zipfile.ZipFile(raw).namelist()
+    except _DAMAGED_ZIP:
+        return None
+    return next((kind for start, kind in _DOCUMENTS.items() if any(name.startswith(start) for name in names)), None)
 
 
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")

@@ -14,6 +14,7 @@ from typing import Any
 
 from svitlo.config import PhaseData, Source
 from svitlo.data.digestset import DigestSet
+from svitlo.data.division import DividedBadly, Division, better_division, count_group
 from svitlo.data.instructions import Outcome
 from svitlo.data.journal import Journal, Progress
 from svitlo.data.plan import plan_for
@@ -27,6 +28,9 @@ from svitlo.errors import DataError
 from svitlo.manifest import FORMAT, MANIFEST, SPLITS, Manifest, ShardFile, file_problem, load_manifest
 from svitlo.phases import Phase
 from svitlo.storage.files import digest_of, write_json
+
+FEWEST_TO_DIVIDE = 20
+"""With fewer documents it is chance whether another fraction helps."""
 
 Place = tuple[int, int, int]
 """Source, unit and number of a document."""
@@ -64,6 +68,7 @@ class PhaseBuild:
         """Go on from `progress` to the last shard. Raises `DataError` where the corpus is not usable."""
         if progress.is_finished:
             return
+        self._divide(progress)
         digests = DigestSet(self._journal.digests(progress))
         writers = {
             split: self._plan.writer(
@@ -83,6 +88,7 @@ class PhaseBuild:
             self._reporter.end()
         for writer in writers.values():
             writer.finish()
+        self._check_division(progress)
         progress.is_finished = True
         self._check_totals(progress)
         self._journal.save(progress, writers, digests)
@@ -136,6 +142,8 @@ class PhaseBuild:
             part.words += outcome.words
             part.tokens += num_tokens
         split.reply_tokens += outcome.mask.count(1)
+        if outcome.split_digest != outcome.digest:
+            count_group(progress.groups, outcome.split_digest)
         begin = {"source": place[0], "unit": place[1], "number": place[2], "kept": kept, "offset": 0}
         return writer.add(outcome.tokens, outcome.mask, begin)
 
@@ -156,6 +164,28 @@ class PhaseBuild:
         if self._plan.max_tokens is not None:
             fraction = max(fraction, progress.splits["train"].tokens / self._plan.max_tokens)
         return fraction
+
+    # --- training and validation ---
+
+    def _divide(self, progress: Progress) -> None:
+        division = progress.division or Division()
+        self._plan = replace(self._plan, task=replace(self._plan.task, by_record=division.by_record))
+        for documents in self._documents:
+            documents.cut_at(division.longest_document)
+
+    def _check_division(self, progress: Progress) -> None:
+        """Raises `DividedBadly` if the share that is held back is wrong, and another division may help."""
+        if progress.division is None:
+            documents = {split: progress.splits[split].documents for split in SPLITS}
+            better = better_division(
+                documents,
+                _tokens(progress),
+                progress.groups,
+                self._data.validation_fraction,
+                is_text=not self._phase.is_chat,
+            )
+            if better is not None:
+                raise DividedBadly(better)
 
     # --- checks of the whole ---
 
@@ -180,16 +210,18 @@ class PhaseBuild:
             )
         for split in SPLITS:
             if progress.splits[split].documents == 0:
+                size = "larger" if split == "validation" else "smaller"
+                remedy = f"Choose a {size} fraction or give" if used >= FEWEST_TO_DIVIDE else "Give"
                 raise DataError(
                     f"data.yaml: {self._phase.name}.validation_fraction = {self._data.validation_fraction:g}: none of "
-                    f"the {used:,} documents falls into {split}. Choose a "
-                    f"{'larger' if split == 'validation' else 'smaller'} fraction or give more text"
+                    f"the {used:,} {self._phase.unit} falls into {split}. {remedy} more text"
                 )
 
     # --- one shard ---
 
     def make_again(self, progress: Progress, split: str, number: int) -> None:
         """Make one damaged shard again. Raises `ShardChanged` where it does not come out as it was."""
+        self._divide(progress)
         shard = progress.shards[split][number]
         begin = shard["begin"]
         digests = DigestSet(self._journal.digests(progress, begin["kept"]))
@@ -232,14 +264,16 @@ def write_manifest(
     folder: Path, phase: Phase, data: PhaseData, key: str, tokenizer_sha256: str, progress: Progress
 ) -> Manifest:
     """The last file of a phase: from now on its data is ready."""
-    splits = {}
+    splits: dict[str, Any] = {}
+    if progress.division is not None:
+        splits["division"] = progress.division.summary()
     for split in SPLITS:
         counts = vars(progress.splits[split]).copy()
         if not phase.is_chat:
             del counts["reply_tokens"]
         shards = [{name: value for name, value in shard.items() if name != "begin"} for shard in progress.shards[split]]
         splits[split] = {**counts, "shards": shards}
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "phase": phase.number,
         "configuration": data.model_dump(mode="json"),
@@ -251,6 +285,9 @@ def write_manifest(
         ],
         "splits": splits,
     }
+    for entry, left_out in zip(content["sources"], progress.left_out, strict=False):
+        if left_out:
+            entry["left_out"] = left_out
     write_json(folder / MANIFEST, {**content, "digest": digest_of(content)})
     return load_manifest(folder)
 

@@ -9,6 +9,9 @@ import html
 import re
 import unicodedata
 
+from svitlo.data.scripts import JOINER, NON_JOINER, without_joiners
+from svitlo.data.tokenizer import END_OF_TEXT
+
 
 def _odd_characters() -> dict[str, str]:
     """The replacement for each character that no one types on purpose."""
@@ -26,6 +29,7 @@ def _odd_characters() -> dict[str, str]:
 
 
 _ODD = _odd_characters()
+_JOINERS = {JOINER, NON_JOINER}
 
 _TAGS = (
     "abbr|applet|b|big|blockquote|br|caption|center|chem|cite|code|del|div|em|font|gallery|h[1-6]|hr|i|imagemap|img|"
@@ -37,6 +41,13 @@ _REFERENCE = re.compile(r"<ref\b[^<>]{0,500}(?:/>|>[^<>]{0,1000}</ref\s*>)", re.
 _COMMENT = re.compile(r"<!--.{0,2000}?-->", re.DOTALL)
 _BREAK = re.compile(r"<br\b[^<>]{0,100}>", re.IGNORECASE)
 _TAG = re.compile(rf"</?(?:{_TAGS})(?:\s[^<>]{{0,500}})?/?>", re.IGNORECASE)
+_OPENING = re.compile(r"<([a-z0-9]+)([^<>]*)>", re.IGNORECASE)
+_CLOSING = re.compile(r"</([a-z0-9]+)\s*>", re.IGNORECASE)
+_ALONE = re.compile(
+    "applet|blockquote|br|div|gallery|hr|imagemap|includeonly|li|mapframe|maplink|math|noinclude|nowiki|object|ol|"
+    "onlyinclude|poem|ref|references|score|span|syntaxhighlight|tbody|td|templatestyles|th|thead|timeline|tr|ul"
+)
+"""Names that no one puts into brackets for anything but a tag, so that one alone is a leftover."""
 _CATEGORY = re.compile(r"^\[\[(?:Category|File|Image):[^\n]*$", re.MULTILINE)
 _LINK = re.compile(r"\[\[(?:[^\[\]|\n]{0,200}\|)?([^\[\]|\n]{0,300})\]\]")
 _BRACKETS = re.compile(r"\[\[|\]\]|\{\{[^{}]{0,500}\}\}|\{\{|\}\}|'''+|__[A-Z]+__")
@@ -59,25 +70,33 @@ _SPACED_MARKS = (" ,", " .", " ;", " :", " !", " ?")
 
 
 def clean_characters(text: str) -> str:
-    """One kind of space (no tabs), one kind of line end, nothing invisible, composed letters."""
+    """One kind of space and of line end, nothing invisible, no end-of-text markers, composed letters."""
     if not text.replace("\n", " ").isprintable():  # a fast check: no odd character is printable
         found = _ODD.keys() & set(text)  # much faster than a pattern: nearly every text has few or none
         if "\r" in found:
             text = text.replace("\r\n", "\n")
+        if not found.isdisjoint(_JOINERS):
+            text = without_joiners(text)
+            found -= _JOINERS
         for character in found:
             text = text.replace(character, _ODD[character])
+    if END_OF_TEXT in text:
+        text = text.replace(END_OF_TEXT, "\n")
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def clean_text(text: str) -> str:
-    """An encyclopaedic document: cleans characters, entities, markup and holes. No blank lines, no double spaces."""
+def clean_text(text: str, *, is_markup: bool = True) -> str:
+    """An encyclopaedic document: cleans characters, entities, markup and holes. No blank lines, no double spaces.
+
+    Unless `is_markup`, what only looks like a tag stays: `copy <source> <target>`.
+    """
     if "&" in text:
         text = html.unescape(text)
         if "&" in text:  # `&amp;lt;` occurs where text was escaped twice
             text = html.unescape(text)
     text = clean_characters(text)
     if "<" in text:
-        text = _remove_tags(text)
+        text = _remove_tags(text, is_markup)
     if "[" in text or "{" in text or "'''" in text or "__" in text:
         text = _CATEGORY.sub("", text)
         text = _LINK.sub(r"\1", text)
@@ -87,11 +106,23 @@ def clean_text(text: str) -> str:
     return _fill_holes(text)
 
 
-def _remove_tags(text: str) -> str:
+def _remove_tags(text: str, is_markup: bool) -> str:
     text = _COMMENT.sub("", text)
     text = _REFERENCE.sub("", text)
     text = _BREAK.sub(" ", text)
-    return _TAG.sub("", text)
+    if is_markup:
+        return _TAG.sub("", text)
+    closed = {found[1].lower() for found in _CLOSING.finditer(text)}
+    return _TAG.sub(lambda found: "" if _is_tag(found[0], closed) else found[0], text)
+
+
+def _is_tag(tag: str, closed: set[str]) -> bool:
+    """Whether it is a tag and not a word in brackets. `closed`: the names that also have a closing tag."""
+    found = _OPENING.match(tag)
+    if found is None or tag.endswith("/>"):
+        return True
+    has_right_form = not found[2].strip() or "=" in found[2]
+    return has_right_form and (found[1].lower() in closed or _ALONE.fullmatch(found[1].lower()) is not None)
 
 
 def _fill_holes(text: str) -> str:
@@ -115,6 +146,17 @@ def _fill_holes(text: str) -> str:
 def clean_content(text: str) -> str:
     """Text from a conversation: cleans characters only. Code and lists keep their layout."""
     return _VAST_GAP.sub("", clean_characters(text.replace("\t", "    ")).strip())
+
+
+def clean_layout(text: str) -> str:
+    """Text whose indentation and brackets mean something, such as code: cleans characters only."""
+    text = _VAST_GAP.sub("", clean_characters(text.replace("\t", "    ")))
+    return text.rstrip().lstrip("\n")
+
+
+def has_layout(text: str) -> bool:
+    """Whether a line after the first is indented."""
+    return "\n  " in text.rstrip() or "\n\t" in text.rstrip()
 
 
 def normalized(text: str) -> str:

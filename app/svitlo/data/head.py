@@ -27,10 +27,15 @@ class Head(NamedTuple):
     """Names of all fields found in records, at any depth."""
 
 
+def is_parquet(content: bytes) -> bool:
+    """Whether a file with these first bytes is a Parquet file."""
+    return content.startswith(b"PAR1")
+
+
 def head_of(name: str, content: bytes) -> Head:
     """What the first bytes of a file say about it."""
     start = content.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
-    if content.startswith(b"PAR1"):
+    if is_parquet(content):
         return Head(name, "", "parquet", frozenset())
     if _is_json(start):
         return Head(name, start, "json", frozenset(_KEY.findall(start)))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from svitlo.data.cleaning import normalized
 from svitlo.data.conversations import render
+from svitlo.data.scripts import count_words
 from svitlo.data.tokenizer import Tokenizer
 
 
@@ -43,11 +44,12 @@ def digest(content: str) -> int:
 
 def outcome_of(contents: list[str], split_by: str, tokens: bytes, mask: bytes, changed: str | None = None) -> Outcome:
     """A conversation that is used. `split_by`: the text that decides between training and validation."""
+    text = "\n\n".join(contents)
     return Outcome(
         dropped=None,
-        digest=digest(normalized("\n\n".join(contents))),
+        digest=digest(normalized(text)),
         split_digest=digest(normalized(split_by)),
-        words=sum(len(content.split()) for content in contents),
+        words=count_words(text),
         tokens=tokens,
         mask=mask,
         changed=changed,

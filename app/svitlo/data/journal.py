@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svitlo.data.digestset import DigestSet
+from svitlo.data.division import Division
 from svitlo.data.writing import Begin, Pending, SplitWriter, write_array, write_bytes
 from svitlo.manifest import MANIFEST, SPLITS, ShardFile, file_problem
 from svitlo.storage.files import (
@@ -71,6 +72,12 @@ class Progress:
     position: tuple[int, int, int] = (0, 0, 0)
     """Source, unit and number of the next document."""
     digest_files: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[list[str]] = field(default_factory=list)
+    """What each source leaves out, as it was when the preparation began."""
+    groups: dict[int, int] = field(default_factory=dict)
+    """Conversations in each group that is divided as a whole."""
+    division: Division | None = None
+    """How the data is divided, if not by hashes alone."""
     is_finished: bool = False
 
 
@@ -112,6 +119,9 @@ class Journal:
             begins=body["begins"],
             position=tuple(body["position"]),
             digest_files=body["digest_files"],
+            left_out=body.get("left_out", []),
+            groups={int(group): count for group, count in body.get("groups", {}).items()},
+            division=Division.from_dict(body["division"]) if body.get("division") else None,
             is_finished=body["is_finished"],
         )
 
@@ -181,6 +191,9 @@ class Journal:
             "position": list(progress.position),
             "digest_files": progress.digest_files,
             "pending_file": vars(self._pending_file),
+            "left_out": progress.left_out,
+            "groups": {str(group): count for group, count in progress.groups.items()},
+            "division": progress.division and progress.division.as_dict(),
             "is_finished": progress.is_finished,
         }
         write_json(self._folder / "journal.json", {"digest": digest_of(body), "body": body})

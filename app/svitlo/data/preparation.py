@@ -77,7 +77,8 @@ class Preparation:
 
     def _changed_source(self, manifest: Manifest) -> str | None:
         """The first source whose files are others now. Files that were removed after preparation are not missed."""
-        from svitlo.data.sources import FileDocuments, KnownDigests, find_files
+        from svitlo.data.rawfiles import find_files
+        from svitlo.data.sources import FileDocuments, KnownDigests
 
         journal = Journal(self._folder, self._key)
         digests = KnownDigests(journal.known_digests())
@@ -86,7 +87,7 @@ class Preparation:
             if source.files is None:
                 continue
             try:
-                files = find_files(source, self._volumes.raw, lambda _: None)
+                files = find_files(source, self._volumes.raw, lambda _: None).files
             except DataError:
                 continue
             now = FileDocuments(source, files, digests).identity()["files"]
@@ -173,10 +174,11 @@ class Preparation:
     ) -> Manifest:
         """From `progress` to the manifest. Raises `ShardChanged` where a damaged shard comes out differently."""
         from svitlo.data.building import PhaseBuild, damaged_shards, write_manifest
+        from svitlo.data.division import DividedBadly, explained
 
         build = PhaseBuild(self._phase, self._data, folder, documents, journal, workers, self._reporter)
         if progress is None:
-            progress = Progress(identities=identities, sources=[SourceCounts() for _ in documents])
+            progress = _begin(documents, identities)
         else:
             damaged = damaged_shards(folder, progress.shards)
             self._announce_resumption(progress, len(damaged))
@@ -184,7 +186,16 @@ class Preparation:
                 self._reporter.say(f"warning: {self._phase}: {problem}; making this shard again")
                 build.make_again(progress, split, number)
         journal.save_known_digests(digests)
-        build.run(progress)
+        try:
+            build.run(progress)
+        except DividedBadly as found:
+            self._reporter.say(f"{self._phase}: preparing once more: {explained(found.division.summary())}")
+            remove_prepared(folder)
+            journal = Journal(folder, self._key)
+            journal.save_known_digests(digests)
+            progress = _begin(documents, identities)
+            progress.division = found.division
+            PhaseBuild(self._phase, self._data, folder, documents, journal, workers, self._reporter).run(progress)
         return write_manifest(folder, self._phase, self._data, self._key, self._tokenizer, progress)
 
     def _remove_beside(self) -> None:
@@ -216,6 +227,14 @@ class Preparation:
             f"{self._phase}: {num_shards - num_damaged} of {num_shards} shards are good"
             + ("" if progress.is_finished else f"; going on after {documents:,} documents")
         )
+
+
+def _begin(documents: list[Documents], identities: list[dict[str, Any]]) -> Progress:
+    return Progress(
+        identities=identities,
+        sources=[SourceCounts() for _ in documents],
+        left_out=[found.left_out for found in documents],
+    )
 
 
 def _progress_of(journal: Journal, identities: list[dict[str, Any]]) -> Progress | None:

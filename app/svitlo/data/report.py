@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from svitlo.data.division import explained
 from svitlo.manifest import SPLITS, Manifest
 from svitlo.phases import Phase
 from svitlo.reporting.status import write_status
@@ -16,6 +17,8 @@ from svitlo.units import duration
 LINE_EVERY_SECONDS = 5.0
 STATUS_EVERY_SECONDS = 2.0
 BAR_EVERY_SECONDS = 0.2
+MOST_NAMES = 8
+"""So many of the files that were left out are named in the report. The manifest names more."""
 
 
 class Reporter:
@@ -156,6 +159,7 @@ class Reporter:
         table.add_column("dropped, and why")
         for source in manifest.sources:
             notes = _counts(source["dropped"]) + [f"({text})" for text in _counts(source["changed"])]
+            notes += [f"left out: {text}" for text in _left_out(source)]
             table.add_row(
                 source["name"], f"{source['documents']:,}", f"{source['words']:,}", f"{source['tokens']:,}",
                 "\n".join(notes) or "nothing",
@@ -169,6 +173,8 @@ class Reporter:
                 _shards(counts) + (f"; {replies}" if replies else ""),
             )  # fmt: skip
         Console(file=self._output).print(table)
+        for line in _division_lines(manifest):
+            self.say(line)
 
 
 def summary_lines(manifest: Manifest) -> list[str]:
@@ -181,7 +187,9 @@ def summary_lines(manifest: Manifest) -> list[str]:
             f"{source['tokens']:,} tokens; dropped: {', '.join(_counts(source['dropped'])) or 'nothing'}"
         )
         if source["changed"]:
-            line += f"; shortened: {', '.join(_counts(source['changed']))}"
+            line += f"; changed: {', '.join(_counts(source['changed']))}"
+        if left_out := _left_out(source):
+            line += f"; left out: {', '.join(left_out)}"
         lines.append(line)
     for split in SPLITS:
         counts = manifest.content["splits"][split]
@@ -192,7 +200,17 @@ def summary_lines(manifest: Manifest) -> list[str]:
         if "reply_tokens" in counts:
             line += f"; {counts['reply_tokens']:,} tokens in replies"
         lines.append(line)
-    return lines
+    return lines + _division_lines(manifest)
+
+
+def _division_lines(manifest: Manifest) -> list[str]:
+    division = manifest.content["splits"].get("division")
+    return [f"{manifest.phase}: {explained(division)}"] if division else []
+
+
+def _left_out(source: dict[str, Any]) -> list[str]:
+    names: list[str] = source.get("left_out", [])
+    return names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"{len(names) - MOST_NAMES:,} or more others"]
 
 
 def _counts(counted: dict[str, int]) -> list[str]:

@@ -6,7 +6,9 @@ import re
 
 from svitlo.config import Source
 from svitlo.data.formats import Raw, all_formats, needed_names, texts_in
-from svitlo.data.head import Head, head_of
+from svitlo.data.head import Head, head_of, is_parquet
+from svitlo.data.scripts import without_marks
+from svitlo.data.textstream import advice
 from svitlo.errors import DataError
 
 SAMPLE_CHARACTERS = 20_000
@@ -35,34 +37,62 @@ _MAGIC = {
 _MARKUP = {
     "<!doctype html": "an HTML page", "<html": "an HTML page", "<mediawiki": "a dump of a wiki", "<?xml": "XML",
 }  # fmt: skip
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_HTML = re.compile(r"</(?:p|div|td|tr|li|span|a|body|table|h[1-6])>", re.IGNORECASE)
+FEWEST_TAGS = 10
+CHARACTERS_FOR_TAG = 1_000
+"""A text with more closing tags than one in so many characters is HTML."""
+_MARKS = {
+    b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
+}  # fmt: skip
 
 
-def check_head(name: str, source: Source, content: bytes) -> None:
-    """Check the first bytes of a stream. Raises `DataError` if it is not text, or clearly of another format."""
-    head = head_of(name, content)
-    if head.kind == "parquet":
-        return
+def check_bytes(name: str, source: Source, content: bytes) -> None:
+    """Check the first bytes of a stream. Raises `DataError` if they cannot be text."""
     for magic, kind in _MAGIC.items():
         if content.startswith(magic):
             raise DataError(
                 f"{name}: is {kind}, not text (it begins with {content[:16]!r}). Convert it, or name other files"
             )
-    if content.startswith(_UTF16):
-        raise DataError(f"{name}: is UTF-16 ({content[:16]!r}). Convert it to UTF-8: `iconv -f UTF-16 -t UTF-8`")
+    if source.encoding is not None:
+        if is_parquet(content):
+            raise DataError(
+                f"{name}: is a Parquet file, whose text needs no `encoding`: remove it from the source {source.name}"
+            )
+        return
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            raise DataError(
+                f"{name}: is {encoding.upper()} ({content[:16]!r}), not UTF-8. Say `encoding: {encoding}` for the "
+                f"source {source.name} in data.yaml"
+            )
     control = sum(byte < 9 or 13 < byte < 32 for byte in content)
-    if b"\0" in content or control > len(content) // 100:
+    if not is_parquet(content) and (b"\0" in content or control > len(content) // 100):
         at = next(number for number, byte in enumerate(content) if byte < 9 or 13 < byte < 32)
+        found = advice(content) if b"\0" in content else None
         raise DataError(
             f"{name}: not text: {control:,} control characters in the first {len(content):,} bytes, for example in "
             f"{content[max(0, at - 10) : at + 20]!r}"
+            + (f". {found} for the source {source.name}" if found and "`encoding: utf" in found else "")
         )
+
+
+def check_head(name: str, source: Source, content: bytes) -> None:
+    """Check the first text of a stream. Raises `DataError` if it is markup, or clearly of another format."""
+    head = head_of(name, content)
+    if head.kind == "parquet":
+        return
     for beginning, kind in _MARKUP.items():
-        if head.start[:20].lower().startswith(beginning):
+        if source.markup is None and head.start[:20].lower().startswith(beginning):
             raise DataError(
                 f"{name}: is {kind} (it begins with {head.start[:40]!r}), whose markup would be learnt as language. "
                 f"Save it as text (`pandoc -t plain`), or dumps of wikis with WikiExtractor (`format: wikiextractor`)"
             )
+    tags = _HTML.findall(head.start) if head.kind is None and source.markup is None else []
+    if len(tags) > max(FEWEST_TAGS, len(head.start) // CHARACTERS_FOR_TAG):
+        raise DataError(
+            f"{name}: holds HTML ({len(tags):,} tags such as {tags[0]} at its beginning: {head.start[:60]!r}). Save it "
+            f"as text (`pandoc -t plain`), or say `markup: false` for the source {source.name} to learn it as it is"
+        )
     _check_format(head, source)
 
 
@@ -103,23 +133,32 @@ class LanguageCheck:
     def see(self, raw: Raw) -> None:
         """Add a document to the sample. Raises `DataError` once the sample is large enough and looks wrong."""
         if not self._is_done:
-            text = text_of(raw)[:SAMPLE_CHARACTERS]
+            self.see_text(text_of(raw)[:SAMPLE_CHARACTERS])
+
+    def see_text(self, text: str) -> None:
+        """Add text to the sample, as `see` does."""
+        if text and not self._is_done:
             self._sample.append(text)
             self._length += len(text)
             if self._length >= SAMPLE_CHARACTERS:
                 self.finish()
 
-    def finish(self) -> None:
-        """Judge the sample collected so far. Raises `DataError`."""
+    @property
+    def has_seen(self) -> bool:
+        return bool(self._length)
+
+    def finish(self) -> str:
+        """Judge the sample collected so far. Returns it if it is too small to be judged. Raises `DataError`."""
         if self._is_done:
-            return
+            return ""
         self._is_done = True
         sample = " ".join(self._sample)
         self._sample = []
         seen = " ".join(sample.split())[:100]
-        words = _WORD.findall(sample.lower())
-        letters = sum(map(len, words))
         solid = sum(map(len, sample.split()))
+        bare = without_marks(sample)
+        words = _WORD.findall(bare.lower())
+        letters = sum(map(len, words)) + solid - sum(map(len, bare.split()))
         if not words:
             raise DataError(f"{self._name}: no words in the first {len(sample):,} characters: {seen!r}")
         if letters < 0.5 * solid and solid > 1_000:
@@ -127,10 +166,13 @@ class LanguageCheck:
                 f"{self._name}: does not look like text in any language: only {letters / solid:.0%} of its characters "
                 f"are letters: {seen!r}"
             )
+        if len(words) < FEWEST_WORDS and solid <= 5_000:
+            return sample
         share = sum(word in _COMMON_WORDS for word in words) / len(words)
-        if self._expect_english and share < FEWEST_ENGLISH and (len(words) >= FEWEST_WORDS or solid > 5_000):
+        if self._expect_english and share < FEWEST_ENGLISH:
             raise DataError(
                 f"{self._name}: does not look like English: {share:.1%} of its first {len(words):,} words are among "
                 f"the most common ones, at least {FEWEST_ENGLISH:.0%} were expected: {seen!r}. If it is another "
                 f"language on purpose, set `check_language: false` for this source"
             )
+        return ""

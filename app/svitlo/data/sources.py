@@ -7,6 +7,7 @@ Both give their documents in an order that depends only on the configuration and
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +16,15 @@ from typing import Any, NamedTuple, Protocol
 from svitlo.config import UNPINNED, Source
 from svitlo.data.archives import PackedFile, broken_archive_errors
 from svitlo.data.formats import Raw, missing_column, raw_documents, row_document, used_columns
-from svitlo.data.head import HEAD_BYTES
+from svitlo.data.head import HEAD_BYTES, is_parquet
+from svitlo.data.rawfiles import find_files
 from svitlo.data.records import Place
-from svitlo.data.sanity import LanguageCheck, check_head
+from svitlo.data.sanity import LanguageCheck, check_bytes, check_head
+from svitlo.data.textstream import utf8_stream
 from svitlo.errors import DataError, SvitloError
 from svitlo.storage.files import sha256_of
 
 Announce = Callable[[str], None]
-
-_DEAD_LINK = " (a link to a folder, or to something that is not visible here: put the files themselves there)"
 
 
 class Positioned(NamedTuple):
@@ -35,12 +36,19 @@ class Positioned(NamedTuple):
 class Documents(Protocol):
     """The documents of one source."""
 
+    left_out: list[str]
+    """What the source nearly takes and does not read, each with the reason. Not a part of its identity."""
+
     def identity(self) -> dict[str, Any]:
         """What the manifest says about the origin."""
         ...
 
     def read(self, unit: int, number: int) -> Iterator[Positioned]:
         """The documents from the one at (unit, number) on."""
+        ...
+
+    def cut_at(self, longest: int | None) -> None:
+        """From now on cut text with more characters into parts, where the format can. None: as data.yaml says."""
         ...
 
     @property
@@ -57,39 +65,6 @@ class HubUnreachable(SvitloError):  # noqa: N818
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def find_files(source: Source, raw_folder: Path, announce: Announce) -> list[PackedFile]:
-    """The files of a source, sorted by name for each pattern. Raises `DataError` if none matches."""
-    found: dict[str, PackedFile] = {}
-    unused = []
-    for pattern in source.files or []:
-        glob, _, members = pattern.partition("::")
-        if glob.startswith("/") or ".." in Path(glob).parts or not glob:
-            raise DataError(
-                f"data.yaml: source {source.name}: `{pattern}` must be a pattern below {raw_folder}, without `..` and "
-                f"not absolute"
-            )
-        paths = sorted(path for path in raw_folder.glob(glob) if path.is_file() and not path.name.startswith("."))
-        for path in paths:
-            name = path.relative_to(raw_folder).as_posix()
-            found.setdefault(f"{name}::{members}", PackedFile(path, members or None, name, announce))
-        if not paths:
-            unused.append(pattern)
-    if not found:
-        there = sorted(
-            path.relative_to(raw_folder).as_posix() + ("" if path.is_file() else _DEAD_LINK)
-            for path in raw_folder.rglob("*")
-            if (path.is_file() or path.is_symlink()) and not path.name.startswith(".")
-        )
-        shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
-        raise DataError(
-            f"{raw_folder}: no file fits {' or '.join(f'`{pattern}`' for pattern in unused)} (source {source.name} in "
-            f"data.yaml). Put the file there, or change the pattern. In the folder: {shown or 'nothing'}"
-        )
-    for pattern in unused:
-        announce(f"warning: source {source.name}: nothing fits `{pattern}` below {raw_folder}")
-    return list(found.values())
 
 
 class KnownDigests:
@@ -111,10 +86,17 @@ class KnownDigests:
 class FileDocuments:
     """The documents in files, packed or not."""
 
-    def __init__(self, source: Source, files: list[PackedFile], digests: KnownDigests) -> None:
+    def __init__(
+        self, source: Source, files: list[PackedFile], digests: KnownDigests, left_out: list[str] | None = None
+    ) -> None:
+        self.left_out = left_out or []
         self._source = source
         self._files = files
         self._digests = digests
+        self._longest = source.longest_document
+
+    def cut_at(self, longest: int | None) -> None:
+        self._source = self._source.model_copy(update={"longest_document": longest or self._longest})
 
     def identity(self) -> dict[str, Any]:
         named = {
@@ -130,6 +112,9 @@ class FileDocuments:
 
     def read(self, unit: int, number: int) -> Iterator[Positioned]:
         current = 0
+        small = LanguageCheck(
+            f"source {self._source.name}, in its smallest files", expect_english=self._source.check_language
+        )
         for file in self._files:
             where = file.name
             try:
@@ -137,8 +122,8 @@ class FileDocuments:
                     if current >= unit:
                         where = name
                         first = number if current == unit else 0
-                        check_head(name, self._source, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
-                        for index, raw in enumerate(self._checked(name, raw_documents(self._source, name, stream))):
+                        stream = checked_stream(name, self._source, stream)
+                        for index, raw in enumerate(self._checked(name, stream, small)):
                             if index >= first:
                                 yield Positioned(current, index, raw)
                     where = file.name
@@ -147,17 +132,29 @@ class FileDocuments:
                 raise DataError(
                     f"{where}: damaged or cut short ({error or type(error).__name__}). Copy or download it again"
                 ) from error
+        if small.has_seen:
+            small.finish()
 
-    def _checked(self, name: str, documents: Iterator[Raw]) -> Iterator[Raw]:
+    def _checked(self, name: str, stream: io.BufferedReader, small: LanguageCheck) -> Iterator[Raw]:
         check = LanguageCheck(name, expect_english=self._source.check_language)
         is_empty = True
-        for raw in documents:
+        for raw in raw_documents(self._source, name, stream):
             is_empty = False
             check.see(raw)
             yield raw
         if is_empty:
             raise DataError(f"{name}: holds no documents (format {self._source.format}): the file is empty")
-        check.finish()
+        small.see_text(check.finish())
+
+
+def checked_stream(name: str, source: Source, stream: io.BufferedReader) -> io.BufferedReader:
+    """The stream of one file as UTF-8 text (Parquet stays as it is). Raises `DataError` if it cannot be right."""
+    content = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+    check_bytes(name, source, content)
+    if not is_parquet(content):
+        stream = utf8_stream(name, stream, source.encoding, source.name)
+    check_head(name, source, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
+    return stream
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
@@ -173,6 +170,7 @@ class HubDocuments:
     def __init__(self, source: Source, cache: Path, announce: Announce, commit: str | None = None) -> None:
         """`commit`: the commit of an unpinned revision, found when this preparation began."""
         assert source.hub is not None
+        self.left_out: list[str] = []
         self._source = source
         self._repository = source.hub
         self._cache = cache
@@ -205,6 +203,9 @@ class HubDocuments:
             self._next = index + 1
             yield Positioned(0, index, raw)
         check.finish()
+
+    def cut_at(self, longest: int | None) -> None:
+        """Rows stay whole: a position is the number of a row."""
 
     def _is_folder(self) -> bool:
         return Path(self._repository).is_dir()
@@ -319,4 +320,5 @@ def documents_of(
         with contextlib.suppress(OSError):
             cache.mkdir(exist_ok=True)
         return HubDocuments(source, cache, announce, commit)
-    return FileDocuments(source, find_files(source, raw_folder, announce), digests)
+    found = find_files(source, raw_folder, announce)
+    return FileDocuments(source, found.files, digests, found.left_out)

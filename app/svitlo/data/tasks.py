@@ -6,10 +6,11 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from svitlo.data.cleaning import clean_text, normalized
+from svitlo.data.cleaning import clean_layout, clean_text, has_layout, normalized
 from svitlo.data.formats import Raw, Text, to_conversation
 from svitlo.data.instructions import Outcome, digest, dropped
-from svitlo.data.tokenizer import END_OF_TEXT_TOKEN, Tokenizer, pack
+from svitlo.data.scripts import count_words
+from svitlo.data.tokenizer import END_OF_TEXT, END_OF_TEXT_TOKEN, Tokenizer, pack
 
 _HAS_LETTER = re.compile(r"[^\W\d_]")
 
@@ -22,13 +23,17 @@ class Task(ABC):
     only_split: str | None = None
     """Tokenise only the documents of this split, if the others are already on disk."""
 
+    by_record: frozenset[int] = frozenset()
+    """Groups whose documents are divided one by one."""
+
     @abstractmethod
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
         """What a raw document becomes."""
 
     def split_of(self, outcome: Outcome) -> str:
         """`train` or `validation`, decided by the document's hash alone."""
-        return "validation" if outcome.split_digest < int(self.validation_fraction * 2**64) else "train"
+        decides = outcome.digest if outcome.split_digest in self.by_record else outcome.split_digest
+        return "validation" if decides < int(self.validation_fraction * 2**64) else "train"
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,25 @@ class TextTask(Task):
 
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
         assert isinstance(raw.content, Text)
-        text = clean_document(raw.content)
-        if not text:
+        texts = _documents_in(raw.content)
+        if not texts:
             return dropped("empty")
+        text = "\n".join(texts)
         content = normalized(text)
-        words = content.count(" ") + 1
+        words = count_words(content)
         if words < self.min_document_words:
             return dropped(f"fewer than {self.min_document_words} words")
         if not _HAS_LETTER.search(text):
             return dropped("no letters")
         identity = digest(content)
-        outcome = Outcome(None, identity, identity, words)
+        changed = "divided at end-of-text markers" if len(texts) > 1 else None
+        if _keeps_layout(raw.content):
+            changed = f"{changed}, and indented text kept as it is" if changed else "indented text kept as it is"
+        outcome = Outcome(None, identity, identity, words, changed=changed)
         if self.only_split not in (None, self.split_of(outcome)):
             return outcome
-        return outcome._replace(tokens=tokenizer.pack(text) + pack([END_OF_TEXT_TOKEN]))
+        end = pack([END_OF_TEXT_TOKEN])
+        return outcome._replace(tokens=b"".join(tokenizer.pack(text) + end for text in texts))
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,26 @@ class ConversationTask(Task):
         return to_conversation(raw, tokenizer, self.window)
 
 
+def _documents_in(raw: Text) -> list[str]:
+    """The clean text of a document, or of all documents in it where a record holds end-of-text markers."""
+    if END_OF_TEXT not in raw.body:
+        text = clean_document(raw)
+        return [text] if text else []
+    first, *others = raw.body.split(END_OF_TEXT)
+    parts = [raw._replace(body=first), *(raw._replace(title="", body=part) for part in others)]
+    return [text for text in map(clean_document, parts) if text]
+
+
+def _keeps_layout(raw: Text) -> bool:
+    """Whether indentation and brackets stay. Articles, which have titles, are never taken for code."""
+    return has_layout(raw.body) and not raw.title if raw.markup is None else not raw.markup
+
+
 def clean_document(raw: Text) -> str:
     """A document of plain text: its title as first line, then its text. Empty if there is no text."""
-    title, body = clean_text(raw.title), clean_text(raw.body)
+    title = clean_text(raw.title)
+    if _keeps_layout(raw):
+        body = clean_layout(raw.body)
+    else:
+        body = clean_text(raw.body, is_markup=bool(raw.markup or raw.title))
     return f"{title}\n{body}" if title and body else body

@@ -21,7 +21,7 @@ from svitlo.data.archives import broken_archive_errors
 from svitlo.data.head import HEAD_BYTES, Head, head_of
 from svitlo.data.instructions import Outcome
 from svitlo.data.records import Place, file_records, mapped, printable, shown
-from svitlo.data.tokenizer import Tokenizer
+from svitlo.data.tokenizer import END_OF_TEXT, Tokenizer
 from svitlo.errors import DataError
 
 
@@ -38,6 +38,8 @@ class Text(NamedTuple):
 
     title: str
     body: str
+    markup: bool | None = None
+    """Whether it holds markup, if the source or the format says so."""
 
 
 class Format(ABC):
@@ -53,6 +55,8 @@ class Format(ABC):
     """Other names that are accepted for a field."""
     other_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """What else people call the fields. Used to propose a `fields` map."""
+    source_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of a source in data.yaml that only this format and others that name them know."""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Valid records. Tests replace any part of them with anything, and expect documents or one clear message."""
     name: str
@@ -93,18 +97,12 @@ def all_formats() -> dict[str, Format]:
 
 
 def raw_documents(source: Source, name: str, stream: io.BufferedReader) -> Iterator[Raw]:
-    """The documents of one stream, in order. Raises `DataError` that names the file and shows what was found."""
+    """The documents of one stream of UTF-8, in order. Raises `DataError` that names the file."""
     chosen = all_formats()[source.format]
     try:
         head = head_of(name, stream.peek(HEAD_BYTES)[:HEAD_BYTES])
         for content in chosen.read(source, head, stream):
             yield Raw(chosen.name, content)
-    except UnicodeDecodeError as error:
-        seen = error.object[max(0, error.start - 20) : error.start + 20]
-        raise DataError(
-            f"{name}: not UTF-8 text ({error.reason}, near {seen!r}). Convert the file to UTF-8, for example with "
-            f"`iconv -f WINDOWS-1252 -t UTF-8`, or remove it from the source {source.name}"
-        ) from None
     except broken_archive_errors() as error:
         raise DataError(f"{name}: damaged or cut short ({error or type(error).__name__}). Copy it again") from error
 
@@ -117,7 +115,11 @@ def row_document(source: Source, place: Place, row: Any) -> Raw:
 
 def to_conversation(raw: Raw, tokenizer: Tokenizer, window: int) -> Outcome:
     """The conversation in a raw document: at most `window` tokens."""
-    return all_formats()[raw.format].to_conversation(raw.content, tokenizer, window)
+    outcome = all_formats()[raw.format].to_conversation(raw.content, tokenizer, window)
+    if outcome.dropped is None and any(END_OF_TEXT in text for text in texts_in(raw.content)):  # cleaning removes it
+        changed = f"{outcome.changed}, and " if outcome.changed else ""
+        return outcome._replace(changed=f"{changed}end-of-text markers left out")
+    return outcome
 
 
 def texts_in(content: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Plain text: one document per block of lines between blank lines. In rows, one document per row.
+"""Plain text: one document per block of lines between blank lines or end-of-text markers. In rows, one per row.
 
 A very long document (a corpus on one line) is cut at sentence ends. This bounds memory, and lets a part of the text be
 used for validation.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from svitlo.config import Source
 from svitlo.data.formats import Format, Text
 from svitlo.data.head import Head
 from svitlo.data.records import Place, text_in
+from svitlo.data.tokenizer import END_OF_TEXT
 from svitlo.errors import DataError
 
 BLOCK_CHARACTERS = 1 << 18
@@ -24,13 +25,17 @@ PART_CHARACTERS = 1 << 14
 """The approximate length of the parts."""
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
+_BLANK_START = re.compile(r"(?:[^\S\n]*\n)+")
+_LINE_ENDS = re.compile(r"\n")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]* ")
+_SENTENCE_OR_LINE_END = re.compile(r"[.!?][\"')\]]* |\n")
 
 
 class RowText(Format):
     """Shared by formats with one text field in each record."""
 
     gives = "text"
+    source_keys: ClassVar[tuple[str, ...]] = ("markup",)
     examples = ({"text": "The lamp"},)
 
     def fields_of(self, source: Source) -> tuple[str, ...]:
@@ -38,10 +43,12 @@ class RowText(Format):
 
     def row(self, source: Source, place: Place, record: dict[str, Any]) -> Text:
         title = text_in(place, source.title_field, record[source.title_field]) if source.title_field else ""
-        return Text(title, text_in(place, source.field, record[source.field]))
+        return Text(title, text_in(place, source.field, record[source.field]), source.markup)
 
 
 class PlainText(RowText):
+    source_keys = ("markup", "documents", "longest_document")
+
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
         if head.kind is not None:
             raise DataError(
@@ -50,38 +57,49 @@ class PlainText(RowText):
             )
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
         try:
-            yield from _documents(text)
+            separator = _LINE_ENDS if source.documents == "lines" else _BLANK_LINES
+            for body in _documents(text, separator, source.longest_document or LONGEST_DOCUMENT):
+                yield Text("", body, source.markup)
         finally:
             if not text.closed:
                 text.detach()  # the stream belongs to the archive
 
 
-def _documents(text: TextIO) -> Iterator[Text]:
+def _documents(text: TextIO, separator: re.Pattern[str], longest: int) -> Iterator[str]:
     rest = ""
     while block := text.read(BLOCK_CHARACTERS):
-        *complete, rest = _BLANK_LINES.split(rest + block)
+        rest += block
+        if END_OF_TEXT in rest:  # the form that GPT-2's tools write: it ends a document, as a blank line does
+            rest = rest.replace(END_OF_TEXT, "\n\n")
+        *complete, rest = separator.split(rest)
         for document in complete:
-            yield from _cut_if_long(document)
-        while len(rest) > LONGEST_DOCUMENT:
-            part, rest = _cut(rest)
-            yield Text("", part.strip())
-    yield from _cut_if_long(rest)
+            yield from _cut_if_long(document, longest)
+        while len(rest) > longest:
+            part, rest = _cut(rest, longest)
+            yield part.strip()
+    yield from _cut_if_long(rest, longest)
 
 
-def _cut_if_long(document: str) -> Iterator[Text]:
-    while len(document) > LONGEST_DOCUMENT:
-        part, document = _cut(document)
-        yield Text("", part.strip())
-    document = document.strip()
+def _cut_if_long(document: str, longest: int) -> Iterator[str]:
+    while len(document) > longest:
+        part, document = _cut(document, longest)
+        yield part.strip()
+    document = document.rstrip()
+    if blank := _BLANK_START.match(document):
+        document = document[blank.end() :]
+    if not document.startswith(("  ", "\t")):  # the indentation of the first line stays
+        document = document.strip()
     if document:
-        yield Text("", document)
+        yield document
 
 
-def _cut(text: str) -> tuple[str, str]:
-    """A part of about `PART_CHARACTERS` that ends with a sentence, or else with a word, and the rest."""
-    ends = [found.end() for found in _SENTENCE_END.finditer(text, PART_CHARACTERS // 2, PART_CHARACTERS)]
-    position = ends[-1] if ends else text.rfind(" ", 1, PART_CHARACTERS) + 1
-    position = position or PART_CHARACTERS
+def _cut(text: str, longest: int) -> tuple[str, str]:
+    """A part of about `PART_CHARACTERS` (at most `longest`) that ends with a sentence or else a word, and the rest."""
+    size = min(longest, PART_CHARACTERS)
+    sentence_end = _SENTENCE_END if longest > PART_CHARACTERS else _SENTENCE_OR_LINE_END
+    ends = [found.end() for found in sentence_end.finditer(text, size // 2, size)]
+    position = ends[-1] if ends else text.rfind(" ", 1, size) + 1
+    position = position or size
     return text[:position], text[position:]
 
 

@@ -16,6 +16,7 @@ from svitlo.data.records import printable
 from svitlo.errors import DataError
 
 _DOC = re.compile(r"<doc\b([^>]*)>")
+_DOC_ID = re.compile(r"<doc\s+id=")
 _TITLE = re.compile(r'\btitle="(.*?)"(?=\s+\w+=|\s*$)')
 
 
@@ -23,6 +24,9 @@ class WikiExtractor(RowText):
     examples = ({"title": "Lamp", "text": "The lamp"},)
 
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
+        if head.kind == "parquet":
+            yield from super().read(source, head, stream)
+            return
         title: str | None = None
         lines: list[str] = []
         for number, line in lines_of(head.name, stream):
@@ -32,15 +36,20 @@ class WikiExtractor(RowText):
                     attribute = _TITLE.search(found[1].rstrip())
                     title, lines = attribute[1] if attribute else "", []
                 elif line.startswith("{"):
-                    yield _json_article(line, number, head.name)
+                    yield _with_markup(_json_article(line, number, head.name), source)
                 elif line.strip():
                     raise DataError(
                         f"{head.name}: line {number} should be `<doc ...>` or a JSON object and is "
                         f"{line[:80].strip()!r}. Is the format wikiextractor right for this file?"
                     )
             elif line.startswith("</doc>"):
-                yield Text(title, _without_title(title, "".join(lines)))
+                yield _with_markup(Text(title, _without_title(title, "".join(lines))), source)
                 title = None
+            elif _DOC_ID.match(line):
+                raise DataError(
+                    f"{head.name}: line {number} begins a document ({line[:60].strip()!r}) inside another ({title!r}), "
+                    f"whose `</doc>` is missing. Put it there, or extract the dump again"
+                )
             else:
                 lines.append(line)
         if title is not None:
@@ -50,6 +59,11 @@ class WikiExtractor(RowText):
 
     def looks_like(self, head: Head) -> bool:
         return head.start.startswith("<doc id=") or (head.kind == "json" and {"title", "text"} <= head.fields)
+
+
+def _with_markup(article: Text, source: Source) -> Text:
+    """An article holds markup, unless the source says otherwise. With a title, that goes without saying."""
+    return article._replace(markup=source.markup if article.title or source.markup is not None else True)
 
 
 def _json_article(line: str, number: int, name: str) -> Text:
