@@ -184,3 +184,16 @@ def test_a_zip_member_without_a_name_is_damage(tmp_path: Path) -> None:
         archive.writestr(zipfile.ZipInfo(""), TEXT)
     with pytest.raises(DataError, match=r"a\.zip: damaged zip archive"):
         titles(tmp_path, "a.zip::*.txt")
+
+
+@pytest.mark.parametrize(("name", "page"), [("книга.txt", "cp866"), ("книга.txt", "cp1251"), ("książka.txt", "utf-8")])
+def test_names_in_an_old_code_page_are_found(tmp_path: Path, name: str, page: str) -> None:
+    old = name.encode(page)
+    plain = io.BytesIO()  # Python would note that the name is UTF-8, so it gets an ASCII name of the same length first
+    with zipfile.ZipFile(plain, "w") as archive:
+        archive.writestr("x" * len(old), f"found {TEXT}")
+    (tmp_path / "a.zip").write_bytes(plain.getvalue().replace(b"x" * len(old), old))
+    assert titles(tmp_path, f"a.zip::{name}") == ["found"]
+    assert titles(tmp_path, "a.zip::*.txt") == ["found"]
+    with pytest.raises(DataError, match="no member fits"):
+        titles(tmp_path, "a.zip::інша.txt")

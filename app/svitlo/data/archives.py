@@ -45,6 +45,12 @@ def broken_archive_errors() -> tuple[type[BaseException], ...]:
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, NotImplementedError)
 
 
+_NAME_IS_UTF_8 = 0x800
+_ZIP_DEFAULT = "cp437"
+_CODE_PAGES = ("utf-8", "cp866", "cp1251", "cp852", "cp1250", "cp932", "gbk")
+"""What old programs on Linux and on Windows in various languages write names of zip members in."""
+
+
 class PackedFile:
     """One file below `volumes/raw/`, and how much of it has been read."""
 
@@ -99,10 +105,11 @@ class PackedFile:
             raise self._damaged_zip(zipfile.BadZipFile("a member has no name"))
         # By entry, not by name: tools that append can leave two entries of the same name.
         entries = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
-        fitting = [info for info in entries if _fits(info.filename, pattern)]
-        self._require(len(fitting), [info.filename for info in entries])
-        for info in fitting:
-            full_name = f"{self.name}::{info.filename}"
+        names = _zip_names(entries, pattern)
+        fitting = [(info, name) for info, name in zip(entries, names, strict=True) if _fits(name, pattern)]
+        self._require(len(fitting), names)
+        for info, name in fitting:
+            full_name = f"{self.name}::{name}"
             if info.flag_bits & 1:
                 raise DataError(f"{full_name}: is encrypted. Unpack the archive with its password and name the files")
             try:
@@ -153,6 +160,26 @@ class PackedFile:
                 f"{self.name}: {num_fitting:,} of {len(names):,} members fit `{self.members}`"
                 + (f"; left out: {left_out}" + (", ..." if len(why) > 8 else "") if why else "")
             )
+
+
+def _zip_names(entries: list[zipfile.ZipInfo], pattern: str) -> list[str]:
+    """The names of the entries, in the code page in which one of them fits the pattern.
+
+    Old programs do not note the encoding of names. The library then reads cp437, which is right for few languages.
+    """
+    for page in (_ZIP_DEFAULT, *_CODE_PAGES):
+        with contextlib.suppress(UnicodeError):
+            names = [_name_in(info, page) for info in entries]
+            if any(_fits(name, pattern) for name in names):
+                return names
+    return [info.filename for info in entries]
+
+
+def _name_in(info: zipfile.ZipInfo, page: str) -> str:
+    """Raises `UnicodeError` where the name is no text in this code page."""
+    if info.flag_bits & _NAME_IS_UTF_8:
+        return info.filename
+    return info.filename.encode(_ZIP_DEFAULT).decode(page)
 
 
 def _fits(name: str, pattern: str) -> bool:
