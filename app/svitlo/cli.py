@@ -7,6 +7,7 @@ not good), 128 + n stopped by signal n.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import sys
 from pathlib import Path
@@ -204,6 +205,9 @@ def main() -> None:
     """Entry point. Turns errors meant for people into one message and an exit code."""
     from svitlo.interruption import Interrupted
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal or a log that is not UTF-8 gets what it can take
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         cli.main(standalone_mode=False)
     except Interrupted as interrupted:

@@ -356,7 +356,7 @@ def test_loss_and_gradients_are_those_of_transformers_class() -> None:
 
 
 def test_mistakes_are_explained(trained: Volumes) -> None:
-    for question, message in (("  ", "empty"), ("word " * 100, "110 tokens.*only 64")):
+    for question, message in (("  ", "question is empty"), ("word " * 100, "110 tokens.*only 64")):
         with pytest.raises(ConfigError, match=message):
             answer(trained, question)
 
@@ -387,3 +387,22 @@ def test_a_folder_that_is_no_export_is_kept_whole(trained: Volumes) -> None:
     export_model(trained, say=lambda _: None)
     assert (trained.model / "config.json.kept").read_text() == "another model"
     assert "n_embd" in (trained.model / "config.json").read_text()
+
+
+def test_an_empty_prompt_begins_like_a_document(volumes: Volumes) -> None:
+    """As a sample prompt of an evaluation, and for `generate ""` after pre-training."""
+    state = make_state(1, 1)
+    written = complete(model_from(state), Tokenizer(), "", PRETRAINING, 5)
+    assert written == complete(model_from(state), Tokenizer(), "", PRETRAINING, 5)
+    save_checkpoint(state, volumes.checkpoints(PRETRAINING), keep=3)
+    assert answer(volumes, "", max_new_tokens=5, say=lambda _: None) == written
+
+
+def test_a_long_prompt_cannot_lead_beyond_the_window(trained: Volumes) -> None:
+    export_model(trained, say=lambda _: None)
+    model = transformers.AutoModelForCausalLM.from_pretrained(trained.model, local_files_only=True)
+    window = SHAPE.positions
+    assert model.generate(torch.randint(0, 50_000, (1, window - 1))).shape[1] <= window
+    with pytest.raises(ValueError, match="max_length"):
+        model.generate(torch.randint(0, 50_000, (1, window + 5)))
+    assert f"A prompt may have {window - 1} at most" in (trained.model / "README.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -221,3 +222,16 @@ def test_a_service_that_cannot_report_is_unhealthy(
     write_status(volumes.status, state="training")
     set_health(True, "training")
     assert health.read_text().startswith("healthy\n")
+
+
+def test_a_terminal_that_knows_only_ascii_gets_plain_characters(volumes: Volumes) -> None:
+    evaluated(volumes, 1, 10.8, 6.0, 5.0)
+    EventLog(volumes.events, say=lambda _: None).record("evaluated", "світло → 5.0")
+    write_status(volumes.status, state="training", phase=1, step=500, num_steps=1000)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "svitlo", "status", "--volumes", str(volumes.root)]
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    text = done.stdout.decode("ascii")
+    for part in ("10.800 > 5.000", "###", "50.0%", "?????? > 5.0"):
+        assert part in text
+    assert len({len(line) for line in text.splitlines()}) == 1, "the frame is straight"

@@ -170,7 +170,8 @@ def _usage(phase: Phase, positions: int) -> str:
             "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
         ]
     note = (
-        f"\nPrompt and answer share a window of {positions} tokens; an answer has up to {positions // 2} by default.\n"
+        f"\nPrompt and answer share a window of {positions} tokens. A prompt may have {positions - 1} at most, and an "
+        f"answer ends with the window. Set `max_length`, not `max_new_tokens`, to shorten it.\n"
     )
     return "\n".join([*lines, "```", note])
 

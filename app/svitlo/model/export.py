@@ -167,8 +167,8 @@ def _write_weights(state: TrainingState, folder: Path) -> None:
         do_sample=False,
         # It counts the prompt too, and an answer is often made of words of the question: only for plain text.
         repetition_penalty=1.0 if is_chat else REPETITION_PENALTY,
-        # Positions end at the window: more tokens than fit beside a prompt would be an error inside torch.
-        max_new_tokens=state.model["positions"] // 2,
+        # Positions end at the window, prompt included: a position beyond it would be an error inside torch.
+        max_length=state.model["positions"],
     )
     model.save_pretrained(folder)
 

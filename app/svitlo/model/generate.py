@@ -37,14 +37,14 @@ def answer(
     `temperature` 0 always takes the likeliest token. Raises `CheckpointError` where there is no model yet and
     `ConfigError` for what the model cannot take.
     """
-    if not question.strip():
-        raise ConfigError('the prompt is empty: give some text, as in `svitlo generate "What is water?"`')
     from svitlo.training import numerics
     from svitlo.training.sampling import complete, prompt_tokens
 
     # Training has the cores; an answer of a few seconds need not take them all.
     numerics.set_threads(min(MAX_GENERATION_THREADS, len(os.sched_getaffinity(0))))
     model, phase, name = newest_model(volumes)
+    if phase.is_chat and not question.strip():
+        raise ConfigError('the question is empty: give some text, as in `svitlo generate "What is water?"`')
     if seed is not None:
         import torch
 

@@ -17,6 +17,9 @@ Row = tuple[str, "str | Text"]
 
 _COLOURS = {"complete": "green", "error": "red", "not running": "red", "stopped": "yellow"}
 _BAR_WIDTH = 30
+_SPARKS = "▁▂▃▄▅▆▇█"
+_PLAIN = str.maketrans("·→░…—" + _SPARKS, "->.~-" + "_.-~=+*#")
+"""For terminals that know no more than ASCII."""
 
 
 def print_screen(known: Overview) -> None:
@@ -26,7 +29,12 @@ def print_screen(known: Overview) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
-    console.print(render_screen(known))
+    if not console.options.ascii_only:
+        console.print(render_screen(known))
+        return
+    with console.capture() as captured:  # rich draws a plain frame by itself
+        console.print(render_screen(known))
+    print(captured.get().translate(_PLAIN), end="")
 
 
 def render_screen(known: Overview) -> RenderableType:
@@ -183,4 +191,4 @@ def _sparkline(losses: list[float | None], width: int = 24) -> str:
         values = [values[round(index * (len(values) - 1) / (width - 1))] for index in range(width)]
     low, high = min(values), max(values)
     span = (high - low) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[round((value - low) / span * 7)] for value in values)
+    return "".join(_SPARKS[round((value - low) / span * 7)] for value in values)

@@ -30,8 +30,11 @@ def complete(
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, phase: Phase) -> list[int]:
-    """The tokens that the model of a phase gets: the prompt, put as a question if the phase learns to reply."""
-    return tokenizer.encode(prompt_text(prompt) if phase.is_chat else prompt)
+    """The tokens that the model of a phase gets: the prompt, put as a question if the phase learns to reply.
+
+    An empty text begins as every document does in training: after the end of another one.
+    """
+    return tokenizer.encode(prompt_text(prompt) if phase.is_chat else prompt) or [END_OF_TEXT_TOKEN]
 
 
 def continuation(model: GPT2, ids: list[int], max_new_tokens: int, temperature: float = 0.0) -> list[int]:
