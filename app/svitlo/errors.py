@@ -24,6 +24,12 @@ class DataError(SvitloError):
     exit_code = 2
 
 
+class DamagedData(DataError):  # noqa: N818 — says what is wrong
+    """Shards or a manifest that are not as they were written. Not permanent: data-prep makes them again at its start."""
+
+    is_permanent = False
+
+
 class CheckpointError(SvitloError):
     """No checkpoint can be used, or the usable one belongs to another run."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svitlo.errors import DataError, SvitloError
+from svitlo.errors import DamagedData, DataError, SvitloError
 from svitlo.phases import Phase, phase_numbered
 from svitlo.storage.files import digest_of, sha256_of
 from svitlo.storage.space import reason_of
@@ -118,20 +118,20 @@ def load_manifest(folder: Path) -> Manifest:
         _check(content)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(
+        raise DamagedData(
             f"{path}: damaged or not a manifest of this version ({reason}). Remove the file and run `svitlo prepare`"
         ) from error
     return Manifest(digest=hashlib.sha256(data).hexdigest(), phase=phase_numbered(content["phase"]), content=content)
 
 
 def verify_shards(folder: Path, manifest: Manifest) -> None:
-    """Check every shard file against its SHA-256 in the manifest. Raises `DataError` that names the first bad file."""
+    """Check every shard file against its SHA-256 in the manifest. `DamagedData` names the first bad file."""
     for split in SPLITS:
         for shard in manifest.shards(split):
             for file in shard.files:
                 problem = file_problem(folder, file)
                 if problem:
-                    raise DataError(f"{folder / file.name}: {problem}. `svitlo prepare` makes this shard again")
+                    raise DamagedData(f"{folder / file.name}: {problem}. `svitlo prepare` makes this shard again")
 
 
 def file_problem(folder: Path, file: ShardFile) -> str | None:

@@ -1,6 +1,6 @@
 """The two phases of a run: their numbers, names and files.
 
-Each layer of the program adds what it needs to know about a phase: `config.py` its configuration, `data/plan.py` how
+Each layer of the program adds what it needs to know about a phase: `config/` its configuration, `data/plan.py` how
 its documents become shards, `training/phase.py` what its batches are and how it begins.
 """
 

@@ -29,6 +29,8 @@ MARKER = ".svitlo-volume"
 SET_UP = ".svitlo-volumes"
 """In the root folder, written after the markers: which volumes have one. `docker compose start` runs the set-up again,
 and an empty folder where a volume was must not become a new one then."""
+NOT_OURS = ("lost+found",)
+"""What a file system keeps for itself in the root of a disk. Only root can look into it."""
 _CANNOT_CHOWN = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 Say = Callable[[str], object]
@@ -264,7 +266,8 @@ def _accepted_in(folder: Path) -> list[str]:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    names = sorted(path for path in folder.iterdir() if path.name not in NOT_OURS and not path.name.startswith("."))
+    return [path for path in names if path.is_dir()]
 
 
 def _make_owned_folder(folder: Path, owner: tuple[int, int] | None) -> None:

@@ -181,6 +181,18 @@ def test_a_new_run_moves_the_old_one_aside_and_deletes_nothing(trained: Job, tmp
     assert "phase 1 begins with random weights" in job.run("train", "--phase", "1").stdout
 
 
+def test_what_a_file_system_keeps_for_itself_is_left_alone(trained: Job, tmp_path: Path) -> None:
+    """`lost+found` in the root of a disk: only root can read it, and fsck needs it where it is."""
+    job = trained.copy(tmp_path)
+    found = job.volumes / "logs" / "lost+found"
+    found.mkdir()
+    (found / "#12").write_text("what fsck has found")
+    job.run("backup", str(tmp_path / "backups"))
+    assert not list((tmp_path / "backups").rglob("lost+found"))
+    job.run("new-run", "--yes")
+    assert (found / "#12").exists()
+
+
 def test_verify_names_what_is_damaged(trained: Job, tmp_path: Path) -> None:
     job = trained.copy(tmp_path)
     path = job.volumes / "data" / "phase1" / "train-00000.npy"

@@ -15,6 +15,7 @@ from svitlo.interruption import Interruption
 from svitlo.manifest import load_manifest, verify_shards
 from svitlo.phases import PHASES, PRETRAINING
 from svitlo.storage import files
+from svitlo.storage.probe import abilities_of
 from svitlo.volumes import Volumes
 from tests.conftest import Job, wait_for_line
 from tests.support import die_at, events
@@ -48,6 +49,10 @@ def is_whole(job: Job) -> bool:
 
 
 def leftovers(job: Job) -> list[str]:
+    """What a finished preparation should have removed. A killed probe is removed after an hour (test_volumes.py)."""
+    for probe in (job.volumes / "data").glob(".svitlo-probe-*"):
+        os.utime(probe, (0, 0))
+    abilities_of(job.volumes / "data")
     hidden = {path.name for path in (job.volumes / "data").glob(".*")} - {".svitlo-volume", ".lock"}
     return sorted(hidden | {path.name for path in (job.volumes / "data").glob("*.old")})
 

@@ -243,6 +243,16 @@ def test_resume_from_a_chosen_checkpoint(trained: Job, tmp_path: Path) -> None:
     assert_same_run(job, trained)
 
 
+def test_a_chosen_checkpoint_that_is_refused_moves_nothing(trained: Job, tmp_path: Path) -> None:
+    job = trained.copy(tmp_path)
+    folder = job.volumes / "checkpoints" / "phase2"
+    before = sorted(path.name for path in folder.iterdir())
+    job.change("phase2_instruction_tuning.yaml", "training", seed=7)
+    older = min(folder.glob("checkpoint-*.pt"))
+    assert "training.seed" in job.run("train", "--resume", str(older), check=2).stderr
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 def test_auto_resume_off_refuses_to_start_over_checkpoints(trained: Job, tmp_path: Path) -> None:
     job = trained.copy(tmp_path)
     (job.volumes / "checkpoints" / "complete.json").unlink()

@@ -22,6 +22,7 @@ from svitlo.model.generate import answer
 from svitlo.model.weights import NoModelYet, best_state, model_from, newest_state
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from svitlo.reporting.metrics import MetricsLog
+from svitlo.storage.files import replaced_name
 from svitlo.storage.sums import read_sums, sum_problem
 from svitlo.training.model import GPT2, grow_vocabulary
 from svitlo.training.sampling import REPETITION_PENALTY, complete
@@ -379,6 +380,14 @@ def test_an_export_keeps_what_somebody_has_put_beside_the_model(trained: Volumes
         assert all(sum_problem(trained.model, name, expected) is None for name, expected in sums.items())
     assert len([line for line in said if line.startswith("kept, because no export has written it")]) == 6
     assert sorted(path.name for path in trained.model.parent.iterdir() if not path.name.startswith(".")) == ["model"]
+
+
+def test_what_somebody_has_put_there_survives_a_cut_between_two_renames(trained: Volumes) -> None:
+    export_model(trained, say=lambda _: None)
+    (trained.model / "notes.txt").write_text("mine")
+    trained.model.rename(replaced_name(trained.model))
+    export_model(trained, say=lambda _: None)
+    assert (trained.model / "notes.txt").read_text() == "mine"
 
 
 def test_a_folder_that_is_no_export_is_kept_whole(trained: Volumes) -> None:

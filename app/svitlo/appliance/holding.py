@@ -16,6 +16,7 @@ from svitlo.errors import AlreadyRunning, SvitloError
 from svitlo.interruption import Interruption
 from svitlo.reporting.events import print_line
 from svitlo.reporting.status import set_health, write_status
+from svitlo.volumes import MARKER
 
 HELD = ["sleep", "infinity"]
 """What a container with nothing to do becomes: 0.8 MiB, no CPU."""
@@ -31,7 +32,8 @@ def run_service(work: Callable[[], str], status: Path, interruption: Interruptio
         message = work()
     except SvitloError as error:
         set_health(False, str(error))
-        if not isinstance(error, AlreadyRunning):
+        # Without its marker the folder may be where a disk is to be mounted.
+        if not isinstance(error, AlreadyRunning) and (status.parent / MARKER).is_file():
             write_status(status, state="error", message=str(error))
         if not (hold and error.is_permanent):
             raise

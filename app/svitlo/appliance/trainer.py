@@ -216,8 +216,10 @@ def _refuse_outdated(request: Request, phase: Phase, manifest: Manifest) -> None
 
     A run that has begun goes on with its own data, whatever data.yaml says.
     """
+    from svitlo.data.journal import FOLDER as JOURNAL_FOLDER
+
     volumes = request.volumes
-    if volumes.next_data(phase).exists():
+    if (volumes.next_data(phase) / JOURNAL_FOLDER).exists():
         raise DataNotReady(f"{volumes.next_data(phase)}: data that will replace the present data is being prepared")
     if not (request.config_dir / DATA_FILE).exists():  # the shards alone were brought here
         return

@@ -42,6 +42,7 @@ def prepare(config_dir: Path, volumes: Volumes, interruption: Interruption) -> s
     with interruption.at_once(), exclusive_lock(volumes.prepare_lock) as is_ours:
         if not is_ours:
             raise AlreadyRunning(f"{volumes.prepare_lock}: another process prepares data on these volumes. Wait for it")
+        reporter.status("preparing", "looking at sources and data")
         try:
             with explained(volumes.root / "data", "What is prepared stays, and `svitlo prepare` goes on from here"):
                 message = _prepare_phases(config, config_dir, volumes, reporter)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from svitlo.data.division import explained
 from svitlo.manifest import SPLITS, Manifest
 from svitlo.phases import Phase
-from svitlo.reporting.status import write_status
+from svitlo.reporting.status import set_health, write_status
 from svitlo.units import duration
 
 LINE_EVERY_SECONDS = 5.0
@@ -91,6 +91,8 @@ class Reporter:
     def status(self, state: str, message: str) -> None:
         """Write `data-prep.json`: `state` is preparing, complete, stopped or error."""
         is_complete = state == "complete"
+        if state == "preparing":
+            set_health(True, message)
         write_status(
             self._status_path,
             state=state,

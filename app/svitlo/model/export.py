@@ -26,7 +26,14 @@ from svitlo.errors import CheckpointError, DataError, SvitloError, VolumeError
 from svitlo.model.weights import best_state, model_from
 from svitlo.phases import PHASES, phase_numbered
 from svitlo.reporting.events import print_line
-from svitlo.storage.files import fsync_tree, make_folder, name_with_suffix, replace_folder
+from svitlo.storage.files import (
+    fsync_tree,
+    make_folder,
+    name_with_suffix,
+    rename_durably,
+    replace_folder,
+    replaced_name,
+)
 from svitlo.storage.locks import exclusive_lock
 from svitlo.storage.owner import give_to_owner_of
 from svitlo.storage.space import reason_of, remedy_for
@@ -59,6 +66,9 @@ def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) ->
     partial = volumes.model.with_name(f".{volumes.model.name}.partial")
     with _only_export(volumes):
         try:
+            replaced = replaced_name(volumes.model)
+            if replaced.exists() and not volumes.model.exists():  # the power failed between two renames
+                rename_durably(replaced, volumes.model)
             if partial.exists():
                 shutil.rmtree(partial)
             make_folder(partial)

@@ -68,7 +68,7 @@ def backup(volumes: Volumes, destination: Path, config_dir: Path | None = None, 
             sums: dict[str, str] = {}
             for volume in BACKUP_VOLUMES:
                 sums |= _copy_volume(volumes, volume, partial)
-            for path in sorted(config_dir.glob("*.yaml")) if config_dir is not None else []:
+            for path in sorted(config_dir.glob("[!.]*.yaml")) if config_dir is not None else []:
                 sums[f"config/{path.name}"] = copy_file(path, partial / "config" / path.name)
             write_sums(partial, sums)
             give_to_owner_of(partial, volumes.root)
@@ -116,7 +116,10 @@ def _read_back(folder: Path, sums: dict[str, str]) -> None:
 
 def _copy_volume(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:
     """Copy what belongs into a backup of one volume. Returns the sums by name."""
-    for _ in range(_EXPORT_ATTEMPTS if volume == "export" else 1):
+    sums: dict[str, str] = {}
+    for attempt in range(_EXPORT_ATTEMPTS if volume == "export" else 1):
+        if attempt:
+            shutil.rmtree(target / volume)  # the model was exported again meanwhile: half of this is the older one
         sums = _copy_files(volumes, volume, target)
         model = f"{volume}/{volumes.model.name}"
         if volume != "export" or f"{model}/{SUMS}" not in sums:
@@ -124,8 +127,7 @@ def _copy_volume(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:
         expected = read_sums(target / model)
         if all(sums.get(f"{model}/{name}") == expected[name] for name in expected):
             break
-        shutil.rmtree(target / volume)  # the model was exported anew meanwhile: half of this is the older one
-    return sums
+    return sums  # also where somebody has changed a file of the export: it is copied as it is
 
 
 def _copy_files(volumes: Volumes, volume: str, target: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from svitlo.operations.shared import BackupError
 from svitlo.storage.sums import shown
+from svitlo.volumes import NOT_OURS
 
 FileId = tuple[int, int]
 """Device and inode: the file or folder itself, under whichever name."""
@@ -45,7 +46,7 @@ def _look(folder: Path, is_wanted: Callable[[Path], bool], found: Contents, abov
     if identity in above:
         raise BackupError(f"{shown(folder)}: a link back to {shown(above[identity])}, a circle. Remove this link")
     found.folders[identity] = folder
-    for path in (folder / name for name in names):
+    for path in (folder / name for name in names if name not in NOT_OURS):
         if not is_wanted(path):
             continue
         try:

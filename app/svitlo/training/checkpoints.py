@@ -35,6 +35,7 @@ LAST = "last_checkpoint.pt"
 BEST = "best_checkpoint.pt"
 GENERATIONS = "checkpoint-*.pt"
 BROKEN_SUFFIX = ".broken"
+SUPERSEDED_SUFFIX = ".superseded"
 
 OnRejected = Callable[[Path, str], object]
 """Called with path and reason for each file that looked like a checkpoint but could not be used."""
@@ -111,8 +112,9 @@ def find_newest(
             with explained(folder, "All checkpoints are kept"):  # a copy, on a disk without hard links
                 link_durably(path, folder / LAST)
         return state
-    if rejected or any(folder.glob("*" + BROKEN_SUFFIX + "*")):
-        why = f" ({rejected[0]})" if rejected and not set_aside else f" (they are kept as *{BROKEN_SUFFIX})"
+    if rejected or any(any(folder.glob(f"*{suffix}*")) for suffix in (BROKEN_SUFFIX, SUPERSEDED_SUFFIX)):
+        kept = f" (they are kept as *{BROKEN_SUFFIX} or *{SUPERSEDED_SUFFIX})"
+        why = f" ({rejected[0]})" if rejected and not set_aside else kept
         raise CheckpointError(
             f"{folder}: checkpoints exist and none of them is usable{why}. Training does not start from zero over "
             f"them. Restore a backup with `make restore FROM=...`, or start over with `make new-run`, which moves them "
@@ -175,7 +177,7 @@ def set_aside_newer(folder: Path, step: int, run_id: str) -> list[Path]:
     """Set aside what is newer than `step` or belongs to another run: the user has chosen to go on from there."""
     positions = {path: position_of(path) for path in _all_in(folder)}
     return [
-        put_aside(path, ".superseded")
+        put_aside(path, SUPERSEDED_SUFFIX)
         for path, position in positions.items()
         if position is not None and (position[0] != run_id or position[2] > step)
     ]

@@ -159,7 +159,7 @@ def is_sane(run: PhaseRun, loss: float, norm: float = 0.0) -> bool:
     return loss < _MOST_LOSS * math.log(run.state.vocab_size) and math.isfinite(norm)  # false for NaN, too
 
 
-def explained_divergence(run: PhaseRun, batch: list[MicroBatch], loss: float, norm: float) -> Diverged:
+def explained_divergence(run: PhaseRun, batch: list[MicroBatch], loss: float, norm: float) -> SvitloError:
     """Compute the same step again: it is a pure function, so another result means that the machine is at fault."""
     state, training = run.state, run.config.training
     run.gradient.forget()
@@ -174,10 +174,10 @@ def explained_divergence(run: PhaseRun, batch: list[MicroBatch], loss: float, no
             f"training.learning_rate ({training.learning_rate:g}) and training.muon_learning_rate "
             f"({training.muon_learning_rate:g}) in the configuration of this phase, and begin again with `make new-run`"
         )
-    return Diverged(
+    return MachineFault(
         f"{seen}. Computed again, loss is {again:g} and gradient norm {norm_again:g}: the same step gave two results, "
-        f"so the memory or the CPU of this machine is faulty. {kept}. Take back any overclocking and test the memory "
-        f"(for example with memtest86+), then start again: `docker compose restart trainer`"
+        f"so the memory or the CPU of this machine made a mistake. {kept}. Training goes on from it. If it happens "
+        f"again, take back any overclocking and test the memory, for example with memtest86+"
     )
 
 

@@ -111,7 +111,7 @@ class Head:
     """The output head during a phase: collects the gradient of its weight over the micro-batches of a step.
 
     Call `begin` for each step, `loss_and_gradient` for each micro-batch, then `finish`. Nothing here goes through
-    autograd: the caller continues with `hidden.backward(gradient)`.
+    autograd: the caller goes on with the sum of `hidden * gradient`, whose derivative is `gradient`.
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> None:

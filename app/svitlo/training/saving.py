@@ -114,7 +114,8 @@ class Saver:
         """Save what later work starts from (the best weights, the end of a phase). Retries until it succeeds."""
         while not self.save(state, model, optimizer, periodic=False):
             self._interruption.wait(_SECONDS_BEFORE_SAVING_AGAIN)
-            self._observer.alive()
+            if self._volume.is_there:
+                self._observer.alive()
 
     def mark_best(self) -> None:
         """The checkpoint that was just saved is the best so far. Retries until that is on the disk.
@@ -132,7 +133,8 @@ class Saver:
                     raise
                 self._observer.save_failed(self._saved_state, error)
             self._interruption.wait(_SECONDS_BEFORE_SAVING_AGAIN)
-            self._observer.alive()
+            if self._volume.is_there:
+                self._observer.alive()
 
 
 def save_checkpoint(state: TrainingState, folder: Path, keep: int) -> float:

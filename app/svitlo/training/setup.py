@@ -63,6 +63,8 @@ def set_up_phase(
                 f"{phase.config_file}: training.auto_resume = false, and {folder} holds a checkpoint of step "
                 f"{state.global_step:,}. Set it to true to go on, or move the run aside with `make new-run`"
             )
+    if resume is not None:  # only now: a file that is refused moves nothing
+        set_aside_newer(folder, state.global_step, state.run_id)
     note_run(volumes.run_record, state.run_id)
     if state.finished:
         return None
@@ -105,9 +107,7 @@ def _saved_state(volumes: Volumes, phase: Phase, resume: Path | None, observer: 
     if resume is None:
         run_id = noted_run(volumes.run_record)
         return find_newest(folder, phase, run_id=run_id, set_aside=True, on_rejected=observer.fell_back)
-    state = load_checkpoint(resume, phase)
-    set_aside_newer(folder, state.global_step, state.run_id)
-    return state
+    return load_checkpoint(resume, phase)
 
 
 def _fresh_state(
