@@ -25,7 +25,7 @@ class DataError(SvitloError):
 
 
 class DamagedData(DataError):  # noqa: N818 — says what is wrong
-    """Shards or a manifest that are not as they were written. Not permanent: data-prep makes them again at its start."""
+    """Shards or a manifest with other bytes than were written. Not permanent: data-prep makes them again."""
 
     is_permanent = False
 
