@@ -20,6 +20,10 @@ from svitlo.training.state import TrainingState
 OnRejected = Callable[[Path, str], object]
 
 
+def quiet(_: str) -> None:
+    """Ignore the message."""
+
+
 def no_rejection(path: Path, reason: str) -> None:
     raise AssertionError(f"{path}: {reason}")
 

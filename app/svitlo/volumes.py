@@ -142,7 +142,7 @@ class Volumes:
         `say` is told what the disks cannot do and how that is made up for.
         """
         self.require(*names)
-        for folder in (path for name in names for path in (self.root / name, *_folders_in(self.root / name))):
+        for folder in (path for name in names for path in (self.root / name, *filter(Path.is_dir, entries_of(self.root / name)))):
             if not os.access(folder, os.W_OK | os.X_OK):
                 owner = folder.stat()
                 raise VolumeError(
@@ -265,9 +265,9 @@ def _accepted_in(folder: Path) -> list[str]:
     return [str(name) for name in accepted] if isinstance(accepted, list) else []
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    names = sorted(path for path in folder.iterdir() if path.name not in NOT_OURS and not path.name.startswith("."))
-    return [path for path in names if path.is_dir()]
+def entries_of(volume: Path) -> list[Path]:
+    """What lies in a volume, by name, but for markers, locks and what the file system keeps for itself."""
+    return sorted(path for path in volume.iterdir() if path.name not in NOT_OURS and not path.name.startswith("."))
 
 
 def _make_owned_folder(folder: Path, owner: tuple[int, int] | None) -> None:

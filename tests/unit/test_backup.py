@@ -30,7 +30,7 @@ from svitlo.storage.sums import write_sums
 from svitlo.training.saving import mark_best, save_checkpoint
 from svitlo.training.state import TrainingState
 from svitlo.volumes import MARKER, Volumes
-from tests.support import Rejections, newest
+from tests.support import Rejections, newest, quiet
 
 
 def save(volumes: Volumes, step: int, phase: int = 1, run_id: str = "run-a") -> None:
@@ -75,10 +75,6 @@ def volumes(tmp_path: Path) -> Volumes:
     volumes.metrics.write_text("{}\n")
     write_model(volumes, "first")
     return volumes
-
-
-def quiet(_: str) -> None:
-    """Ignore the message."""
 
 
 def make_backup(volumes: Volumes, destination: Path) -> Path:

@@ -13,18 +13,7 @@ from svitlo.operations.backup import backup
 from svitlo.operations.shared import BackupError
 from svitlo.volumes import Volumes
 from tests.conftest import ROOT
-
-
-def quiet(_: str) -> None:
-    """Ignore the message."""
-
-
-@pytest.fixture
-def volumes(tmp_path: Path) -> Volumes:
-    volumes = Volumes(tmp_path / "volumes")
-    volumes.set_up()
-    volumes.metrics.write_text("{}\n")
-    return volumes
+from tests.support import quiet
 
 
 def test_a_destination_inside_the_volumes_is_refused(volumes: Volumes) -> None:

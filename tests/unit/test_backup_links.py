@@ -16,11 +16,7 @@ from svitlo.phases import PRETRAINING
 from svitlo.storage.sums import write_sums
 from svitlo.training.saving import save_checkpoint
 from svitlo.volumes import Volumes
-from tests.support import checkpoint_state
-
-
-def quiet(_: str) -> None:
-    """Ignore the message."""
+from tests.support import checkpoint_state, quiet
 
 
 def make_volumes(root: Path, *steps: int, run_id: str = "r") -> Volumes:

@@ -18,16 +18,13 @@ from svitlo.operations.shared import BackupError
 from svitlo.operations.verify import verify_volumes
 from svitlo.storage.sums import SUMS, read_sums, shown, write_sums
 from svitlo.volumes import Volumes
+from tests.support import quiet
 
 NAMES = [
     b"a\nb.txt", b"a\rb.txt", b"ends\r", b"ends\n", b"back\\slash.txt", b"\\n", b"\\", b"caf\xe9.txt", b"\xed\xa0\x80",
     b"\xff\n\\", "їжак.txt".encode(), "a\u2028b\u0085c".encode(), b"\x1c\x0b\x0c", b" two  spaces ", b"-c", b"*", b"~",
     b"x" * 255, b"notes.old", b".gitattributes", b"status.json", b"why.broken.txt", b"new\nfolder/caf\xe9/\\",
 ]  # fmt: skip
-
-
-def quiet(_: str) -> None:
-    """Ignore the message."""
 
 
 @pytest.fixture

@@ -16,18 +16,7 @@ from svitlo.operations.verify import verify_volumes
 from svitlo.phases import PRETRAINING
 from svitlo.storage.sums import write_sums
 from svitlo.volumes import Volumes
-
-
-def quiet(_: str) -> None:
-    """Ignore the message."""
-
-
-@pytest.fixture
-def volumes(tmp_path: Path) -> Volumes:
-    volumes = Volumes(tmp_path / "volumes")
-    volumes.set_up()
-    volumes.metrics.write_text("{}\n")
-    return volumes
+from tests.support import quiet
 
 
 def test_nothing_to_verify_or_to_back_up_is_not_good(tmp_path: Path) -> None:

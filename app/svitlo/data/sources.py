@@ -282,15 +282,13 @@ class HubDocuments:
             "OfflineModeIsEnabled",
             "Timeout",
         )
-        chain: BaseException | None = error
-        while chain is not None:
-            text = str(chain)
-            if type(chain).__name__ in unreachable or "resolve" in text or "Couldn't reach" in text:
+        for cause in _causes_of(error):
+            text = str(cause)
+            if type(cause).__name__ in unreachable or "resolve" in text or "Couldn't reach" in text:
                 return HubUnreachable(
                     f"{name}: the hub cannot be reached ({kind}: {reason}). Check the network, or prepare from files: "
                     f"put them into volumes/raw/ and set SVITLO_CONFIG=./config/offline"
                 )
-            chain = chain.__cause__ or chain.__context__
         return DataError(f"{name}: cannot be loaded ({kind}: {reason}). Check `hub`, `configuration` and `revision`")
 
 
@@ -304,12 +302,16 @@ def _python_rows(rows: Any, start: int) -> Iterator[dict[str, Any]]:
 
 def _is_damaged_cache(error: Exception) -> bool:
     """Whether the cache is damaged. The library does not sync its files, so a power cut can leave one empty."""
-    names = set()
-    chain: BaseException | None = error
-    while chain is not None:
-        names.add(type(chain).__name__)
-        chain = chain.__cause__ or chain.__context__
+    names = {type(cause).__name__ for cause in _causes_of(error)}
     return bool(names & {"ArrowInvalid", "NonMatchingSplitsSizesError", "JSONDecodeError", "NonMatchingChecksumError"})
+
+
+def _causes_of(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def documents_of(

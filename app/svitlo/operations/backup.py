@@ -31,6 +31,7 @@ from svitlo.storage.files import copy_durably, fsync_tree, make_folder, rename_d
 from svitlo.storage.owner import give_to_owner_of
 from svitlo.storage.space import explained, require_space
 from svitlo.storage.sums import SUMS, read_sums, shown, write_sums
+from svitlo.training.checkpoints import BROKEN_SUFFIX
 from svitlo.units import file_size
 from svitlo.volumes import Volumes
 
@@ -176,4 +177,4 @@ def _belongs(path: Path) -> bool:
     if is_in_model(path):
         return True
     is_work = any(part.startswith(".") or part.endswith(_LEFT_OUT_SUFFIXES) for part in path.parts)
-    return not is_work and path not in _LEFT_OUT and ".broken" not in path.name
+    return not is_work and path not in _LEFT_OUT and BROKEN_SUFFIX not in path.name

@@ -22,7 +22,7 @@ from svitlo.storage.files import (
 from svitlo.storage.locks import exclusive_lock
 from svitlo.storage.owner import give_to_owner_of
 from svitlo.storage.sums import shown
-from svitlo.volumes import NOT_OURS, VOLUME_NAMES, Volumes
+from svitlo.volumes import VOLUME_NAMES, Volumes, entries_of
 
 Say = Callable[[str], object]
 
@@ -62,11 +62,7 @@ def move_aside(volumes: Volumes, names: tuple[str, ...]) -> Path | None:
 
     A volume that is a disk of its own keeps its part in `.runs/`.
     """
-    entries = {name: sorted((volumes.root / name).iterdir()) for name in names}
-    found = {
-        name: [path for path in paths if not path.name.startswith(".") and path.name not in NOT_OURS]
-        for name, paths in entries.items()
-    }
+    found = {name: entries_of(volumes.root / name) for name in names}
     if not any(found.values()):
         return None
     _let_links_lead_where_they_do(
