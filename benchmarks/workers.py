@@ -190,14 +190,14 @@ def _fresh_model(setup: Setup, dropout: float) -> Any:
 
 def _evaluate(setup: Setup, trained: Any) -> None:
     from svitlo.config import ModelConfig
-    from svitlo.training.evaluation import validation_loss
+    from svitlo.training.evaluation import loss_of, mean_loss
     from svitlo.training.model import GPT2
 
     model = GPT2(ModelConfig(), trained.lm_head.weight.shape[0])
     model.load_state_dict(trained.state_dict())
-    loss = validation_loss(
-        model, _data(setup, "validation", 4, 1), setup.validation_sequences, "fp32", on_batch=lambda *_: None
-    )
+    batches = _data(setup, "validation", 4, 1)
+    num_sequences = min(setup.validation_sequences, batches.num_sequences)
+    loss = mean_loss([loss_of(model, batch, "fp32") for batch in batches.in_order(num_sequences)])
     _say(loss=loss, perplexity=math.exp(loss))
 
 

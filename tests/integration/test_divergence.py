@@ -119,7 +119,8 @@ def test_an_ordinary_step_is_taken(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _, _ = run_of([], [], tmp_path)
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: math.nan)
+    run.state.evaluated_batches = [(1.0, 1), (math.nan, 1)]
+    monkeypatch.setattr(loop, "evaluate_batches", lambda _: None)
     with pytest.raises(Diverged, match="validation loss nan"):
         loop.evaluate(run)
     assert run.state.best_loss is None

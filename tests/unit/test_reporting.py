@@ -212,10 +212,10 @@ def test_an_evaluation_says_how_far_it_is(tmp_path: Path, capfd: pytest.CaptureF
     try:
         for done in (0, 4, 496):
             progress.evaluating(state, done, 500)
-        progress.evaluated(state, 10.8, True, "the best so far", [("The sun is", "noise")])
+        progress.evaluated(state, 10.8, None, True, "the best so far", [("The sun is", "noise")])
         status = read_status(volumes.status)
         state.global_step = 10
-        progress.evaluated(state, 9.8, True, "the best so far", [("The sun is", "a star")])
+        progress.evaluated(state, 9.8, (-1.0, 0.02), True, "the best so far", [("The sun is", "a star")])
     finally:
         progress.close()
     lines = capfd.readouterr().out.splitlines()
@@ -225,6 +225,7 @@ def test_an_evaluation_says_how_far_it_is(tmp_path: Path, capfd: pytest.CaptureF
     assert status is not None
     assert status.state == "evaluating"
     assert not any("noise" in line for line in lines), "random weights have nothing to say"
+    assert "validation loss 9.8000, -1.0000 ± 0.0200, perplexity 18,033.7 (the best so far)" in lines[-2]
     assert any("a star" in line for line in lines)
     samples = [record for record in read_metrics(volumes.metrics) if record["kind"] == "sample"]
     assert len(samples) == 2, "the record has both"

@@ -18,6 +18,7 @@ class RunState(Protocol):
     loss: float
     tokens_seen: int
     last_evaluated_step: int
+    evaluated_batches: list[tuple[float, int]]
     best_loss: float | None
     best_step: int
     finished: str
@@ -60,9 +61,19 @@ class Observer:
         """An evaluation is at work: so many of the sequences are done, 0 at its beginning."""
 
     def evaluated(
-        self, state: RunState, loss: float, is_best: bool, verdict: str, samples: list[tuple[str, str]]
+        self,
+        state: RunState,
+        loss: float,
+        change: tuple[float, float] | None,
+        is_best: bool,
+        verdict: str,
+        samples: list[tuple[str, str]],
     ) -> None:
-        """An evaluation is done. `samples` are prompts with what the model wrote."""
+        """An evaluation is done.
+
+        `change`: since the evaluation before, in nats per token, with its standard error. `samples` are prompts with
+        what the model wrote.
+        """
 
     def phase_finished(self, state: RunState) -> None:
         """A phase is over and saved."""

@@ -16,7 +16,7 @@ from svitlo.phases import PHASES, Phase, phase_numbered
 from svitlo.reporting.events import EventLog, now_as_text, print_line
 from svitlo.reporting.metrics import MetricsLog, read_metrics
 from svitlo.reporting.observer import Observer, RunState
-from svitlo.reporting.status import WAITING_FOR_DATA, Status, progress_line, set_health, write_status
+from svitlo.reporting.status import WAITING_FOR_DATA, Status, progress_line, read_status, set_health, write_status
 from svitlo.running import RunningClock, Watchdog
 from svitlo.storage.space import reason_of, remedy_for
 from svitlo.units import duration
@@ -46,7 +46,9 @@ class Progress(Observer):
         self._process = psutil.Process()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
         self._printed_at = -math.inf
-        self._evaluating_since = 0.0
+        self._evaluation_began: tuple[float, int] | None = None
+        self._status_before = read_status(volumes.status)
+        """Written by the process before this one."""
         self._written_at = -math.inf
         self._waiting_for: Phase | None = None
         self._saved_at: float | None = None
@@ -139,13 +141,15 @@ class Progress(Observer):
 
     def resumed(self, state: RunState, num_steps: int, steps_per_epoch: int) -> None:
         """A phase goes on from a checkpoint. Metrics beyond it are work that must be repeated."""
-        repeated = [
-            record
-            for record in read_metrics(self._volumes.metrics)
-            if record["kind"] == "step" and record["phase"] == state.phase and record["step"] > state.global_step
-        ]
-        seconds = sum(record.get("seconds", 0.0) for record in repeated)
-        num_repeated = "1 step" if len(repeated) == 1 else f"{len(repeated):,} steps"
+        records = [record for record in read_metrics(self._volumes.metrics) if record["phase"] == state.phase]
+        steps = [r for r in records if r["kind"] == "step" and r["step"] > state.global_step]
+        evaluations = [r for r in records if r["kind"] == "evaluation" and r["step"] > state.last_evaluated_step]
+        repeated = [one for one in (_counted(len(steps), "step"), _counted(len(evaluations), "evaluation")) if one]
+        seconds = sum(record.get("seconds", 0.0) for record in steps + evaluations)
+        lost = self._lost_evaluation(state, {r["step"] for r in records if r["kind"] == "evaluation"})
+        if lost:
+            repeated.append("a part of an evaluation")
+            seconds += lost
         self._metrics.truncate_after(state.phase, state.global_step, state.last_evaluated_step)
         self._enter(state)
         self._saved_at = time.monotonic()
@@ -153,12 +157,23 @@ class Progress(Observer):
         self._events.record(
             "resumed",
             f"resumed at step {state.global_step:,} of {num_steps:,} (phase {state.phase}, epoch {epoch}); "
-            + (f"{num_repeated}, {duration(seconds)} of work repeated" if repeated else "no work repeated"),
+            + (f"{' and '.join(repeated)}, {duration(seconds)} of work repeated" if repeated else "no work repeated"),
             phase=state.phase,
             step=state.global_step,
-            repeated_steps=len(repeated),
+            repeated_steps=len(steps),
             repeated_seconds=round(seconds, 1),
         )
+
+    def _lost_evaluation(self, state: RunState, evaluated_steps: set[int]) -> float:
+        """Seconds of an evaluation that the last process had not finished, beyond what the checkpoint holds of it."""
+        before = self._status_before
+        if before is None or not before.evaluated_batches or before.phase != state.phase or before.step is None:
+            return 0.0
+        if before.step < state.global_step or before.step in evaluated_steps:
+            return 0.0
+        kept = len(state.evaluated_batches) if before.step == state.global_step else 0
+        share = max(0.0, 1 - kept / before.evaluated_batches)
+        return share * (before.evaluation_seconds or 0.0)
 
     def numerics_changed(self, changes: str) -> None:
         """This machine or image gives other bits than the one that the run began on."""
@@ -234,24 +249,39 @@ class Progress(Observer):
     def evaluating(self, state: RunState, num_done: int, num_sequences: int) -> None:
         """Print a line when an evaluation begins, and again when it is time to: it can take minutes."""
         now = time.monotonic()
-        if num_done == 0:
-            self._evaluating_since = now
-            self._write(state="evaluating", phase=state.phase, step=state.global_step)
+        if self._evaluation_began is None:
+            self._evaluation_began = now, num_done
         elif now - self._printed_at < self._config.line_every_seconds:
             return
         self._printed_at = now
-        left = (now - self._evaluating_since) * (num_sequences - num_done) / num_done if num_done else None
+        began, first = self._evaluation_began
+        self._write(
+            state="evaluating",
+            phase=state.phase,
+            step=state.global_step,
+            evaluated_batches=len(state.evaluated_batches),
+            evaluation_seconds=now - began,
+        )
         where = f"phase {state.phase} | step {state.global_step:,}"
+        left = (now - began) * (num_sequences - num_done) / (num_done - first) if num_done > first else None
         time_left = f" | {duration(left)} left" if left is not None else ""
         print_line(f"evaluating | {where} | {num_done:,} of {num_sequences:,} sequences{time_left}")
 
     def evaluated(
-        self, state: RunState, loss: float, is_best: bool, verdict: str, samples: list[tuple[str, str]]
+        self,
+        state: RunState,
+        loss: float,
+        change: tuple[float, float] | None,
+        is_best: bool,
+        verdict: str,
+        samples: list[tuple[str, str]],
     ) -> None:
         """An evaluation is done."""
         self.alive()
         where = {"phase": state.phase, "step": state.global_step}
         perplexity = math.exp(min(loss, 700.0))
+        seconds = 0.0 if self._evaluation_began is None else time.monotonic() - self._evaluation_began[0]
+        self._evaluation_began = None
         self._metrics.append(
             {
                 "kind": "evaluation",
@@ -259,13 +289,17 @@ class Progress(Observer):
                 "epoch": state.epoch,
                 "validation_loss": loss,
                 "perplexity": perplexity,
+                "change": change and change[0],
+                "standard_error_of_change": change and change[1],
                 "is_best": is_best,
+                "seconds": round(seconds, 2),
                 "time": now_as_text(),
             }
         )
+        changed = f", {change[0]:+.4f} ± {change[1]:.4f}" if change else ""
         self._events.record(
             "evaluated",
-            f"phase {state.phase}, step {state.global_step:,}: validation loss {loss:.4f}, perplexity "
+            f"phase {state.phase}, step {state.global_step:,}: validation loss {loss:.4f}{changed}, perplexity "
             f"{perplexity:,.1f} ({verdict})",
             **where,
             validation_loss=loss,
@@ -278,7 +312,9 @@ class Progress(Observer):
             if is_untrained:  # random weights write noise
                 continue
             print_line(f'  "{prompt}" → {" ".join(completion.split())}')
-        self._status.update(validation_loss=loss, best_loss=state.best_loss)
+        self._status.update(
+            validation_loss=loss, best_loss=state.best_loss, evaluated_batches=None, evaluation_seconds=None
+        )
 
     def phase_finished(self, state: RunState) -> None:
         """A phase is over and saved."""
@@ -339,6 +375,11 @@ class Progress(Observer):
         if self._saved_at is not None:
             self._status["checkpoint_age_seconds"] = time.monotonic() - self._saved_at
         write_status(self._volumes.status, **self._status)
+
+
+def _counted(number: int, noun: str) -> str:
+    """ "1 step", "1,200 steps", and nothing for none."""
+    return f"{number:,} {noun}{'s' if number > 1 else ''}" if number else ""
 
 
 def _numerics_in_words(state: RunState) -> str:

@@ -54,6 +54,10 @@ class Status:
     """The last one measured."""
     best_loss: float | None = None
     """The best validation loss of this phase."""
+    evaluated_batches: int | None = None
+    """Of the evaluation that is under way."""
+    evaluation_seconds: float | None = None
+    """Spent on them."""
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     seconds_left: float | None = None

@@ -71,8 +71,8 @@ class Batches(Protocol):
     def target_counts(self, vocab_size: int) -> Tensor:
         """How often each token carries loss in the whole data, int64 [vocab_size]."""
 
-    def in_order(self, max_sequences: int | None) -> Iterator[MicroBatch]:
-        """The first sequences in their own order, for evaluation."""
+    def in_order(self, num_sequences: int, skip: int = 0) -> Iterator[MicroBatch]:
+        """The first sequences in their own order, for evaluation, without the first `skip` micro-batches of them."""
 
 
 class _StepBatches:
@@ -120,8 +120,8 @@ class TextBatches(_StepBatches):
     def target_counts(self, vocab_size: int) -> Tensor:
         return torch.from_numpy(self._stream.token_counts(vocab_size))
 
-    def in_order(self, max_sequences: int | None) -> Iterator[MicroBatch]:
-        for part in self._micro_batches(list(range(min(self.num_sequences, max_sequences or self.num_sequences)))):
+    def in_order(self, num_sequences: int, skip: int = 0) -> Iterator[MicroBatch]:
+        for part in self._micro_batches(list(range(num_sequences)))[skip:]:
             yield self._load(part)
 
     def _load(self, sequences: list[int], shift: int = 0) -> MicroBatch:
@@ -152,9 +152,8 @@ class ConversationBatches(_StepBatches):
     def target_counts(self, vocab_size: int) -> Tensor:
         return torch.from_numpy(self._conversations.token_counts(vocab_size))
 
-    def in_order(self, max_sequences: int | None) -> Iterator[MicroBatch]:
-        first = list(range(min(self.num_sequences, max_sequences or self.num_sequences)))
-        for part in self._micro_batches(self._by_length(first)):
+    def in_order(self, num_sequences: int, skip: int = 0) -> Iterator[MicroBatch]:
+        for part in self._micro_batches(self._by_length(list(range(num_sequences))))[skip:]:
             yield self._load(part)
 
     def _by_length(self, sequences: list[int]) -> list[int]:

@@ -17,7 +17,7 @@ from svitlo.errors import SvitloError
 from svitlo.interruption import Interruption
 from svitlo.reporting.observer import Observer
 from svitlo.training.batches import Batches, MicroBatch
-from svitlo.training.evaluation import validation_loss
+from svitlo.training.evaluation import loss_of, mean_loss, standard_error_of_change
 from svitlo.training.gradient import Gradient
 from svitlo.training.machine_check import MachineCheck, MachineFault, difference, gradients_of
 from svitlo.training.model import GPT2
@@ -62,6 +62,12 @@ class PhaseRun:
     def num_sampled_steps(self) -> int:
         """Optimizer steps at the beginning that compute only a part of the vocabulary."""
         return math.ceil(self.config.head.sampled_fraction * self.num_steps)
+
+    @property
+    def num_validation_sequences(self) -> int:
+        """Sequences that an evaluation sees."""
+        num_sequences = self.validation.num_sequences
+        return min(num_sequences, self.config.evaluation.max_sequences or num_sequences)
 
     @property
     def is_sampled(self) -> bool:
@@ -191,25 +197,21 @@ def is_evaluation_due(run: PhaseRun) -> bool:
 def evaluate(run: PhaseRun) -> None:
     """Measure the validation loss, remember the best state, complete the sample prompts.
 
-    The state was saved just before. So the best weights only need a second name for that file, and an interrupted
-    evaluation is simply repeated.
+    The state was saved just before. So the best weights only need a second name for that file.
     """
     state, config = run.state, run.config
+    evaluate_batches(run)
     start = run.observer.clock()
-
-    def on_batch(num_done: int, num_sequences: int) -> None:
-        run.observer.alive()
-        run.interruption.check()
-        run.observer.evaluating(state, num_done, num_sequences)
-
-    precision = str(state.numerics["precision"])
-    loss = validation_loss(run.model, run.validation, config.evaluation.max_sequences, precision, on_batch)
+    losses, before = state.evaluated_batches, state.validation_batches
+    loss = mean_loss(losses)
     if not is_sane(run, loss):
         raise Diverged(
             f"step {state.global_step:,} of phase {state.phase}: validation loss {loss:g}: the weights are no longer "
             f"usable. Older checkpoints are in the folder of this phase; go on from one with `svitlo train --resume "
             f"FILE`, or begin again with a lower learning rate and `make new-run`"
         )
+    error = standard_error_of_change(losses, before)
+    change = None if error is None else (loss - mean_loss(before), error)
     improved = state.best_loss is None or loss < state.best_loss - config.training.min_improvement
     keeps_last = config.training.keep_weights == "last"
     is_best = state.best_loss is None or loss < state.best_loss
@@ -218,11 +220,29 @@ def evaluate(run: PhaseRun) -> None:
         state.best_loss, state.best_step = loss, state.global_step
     state.evaluations_without_improvement = 0 if improved else state.evaluations_without_improvement + 1
     state.last_evaluated_step = state.global_step
-    with run.interruption.at_once():  # the state was saved before the evaluation
+    state.validation_batches, state.evaluated_batches = losses, []
+    with run.interruption.at_once():  # long, and only for people
         samples = run.write_samples(run.model)
     state.training_seconds += run.observer.clock() - start
     verdict = "the best so far" if is_best else f"best is {state.best_loss:.4f} at step {state.best_step:,}"
-    run.observer.evaluated(state, loss, is_best, "the last is kept" if keeps_last else verdict, samples)
+    run.observer.evaluated(state, loss, change, is_best, "the last is kept" if keeps_last else verdict, samples)
+
+
+def evaluate_batches(run: PhaseRun) -> None:
+    """Measure the loss of each validation batch that is not in the state yet. Long evaluations are saved in between."""
+    state, num_sequences = run.state, run.num_validation_sequences
+    precision = str(state.numerics["precision"])
+    for batch in run.validation.in_order(num_sequences, skip=len(state.evaluated_batches)):
+        if run.interruption.requested:
+            stop_early(run)
+        num_done = len(state.evaluated_batches) * run.config.training.micro_batch
+        run.observer.alive()
+        run.observer.evaluating(state, num_done, num_sequences)
+        start = run.observer.clock()
+        state.evaluated_batches.append(loss_of(run.model, batch, precision))
+        state.training_seconds += run.observer.clock() - start
+        if run.saver.is_due(state.global_step):
+            run.saver.save(state, run.model, run.optimizer)
 
 
 def reason_to_finish(run: PhaseRun) -> str:

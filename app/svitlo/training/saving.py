@@ -79,7 +79,7 @@ class Saver:
         self._config = config
         self._observer = observer
         self._interruption = interruption
-        self._saved_step = saved_step
+        self._saved = saved_step, 0
         self._saved_state: TrainingState | None = None
         self._schedule = SaveSchedule(config)
 
@@ -89,7 +89,8 @@ class Saver:
 
     def save(self, state: TrainingState, model: GPT2, optimizer: PhaseOptimizer, *, periodic: bool = True) -> bool:
         """Save. A failed save is reported and tried again later. Returns whether the state is on disk."""
-        if state.global_step == self._saved_step and not state.finished and periodic:
+        reached = state.global_step, len(state.evaluated_batches)
+        if reached == self._saved and not state.finished and periodic:
             return True
         state.model_state_dict = model.state_dict()
         state.optimizer_state_dict = optimizer.state_dict()
@@ -104,7 +105,7 @@ class Saver:
             self._schedule.saved(state.global_step, time.perf_counter() - start)
             self._observer.save_failed(state, error.__context__ if isinstance(error.__context__, OSError) else error)
             return False
-        self._saved_step = state.global_step
+        self._saved = reached
         self._saved_state = state
         self._schedule.saved(state.global_step, seconds)
         self._observer.saved(state, seconds)

@@ -9,6 +9,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+_ADDED_LATER = {"evaluated_batches", "validation_batches"}
+"""Checkpoints of version 0.1.0 do not have these. They then have their defaults."""
+
 
 @dataclass
 class TrainingState:
@@ -35,6 +38,10 @@ class TrainingState:
     tokens_seen: int = 0
     """Tokens with loss that the model has been trained on in this phase."""
     last_evaluated_step: int = -1
+    evaluated_batches: list[tuple[float, int]] = field(default_factory=list)
+    """Of the evaluation that is under way: the summed loss and the number of tokens of each batch so far."""
+    validation_batches: list[tuple[float, int]] = field(default_factory=list)
+    """The same of the last complete evaluation, to compare the next one with."""
     best_loss: float | None = None
     """Lowest validation loss, nats per token."""
     best_step: int = -1
@@ -55,7 +62,8 @@ class TrainingState:
     def from_fields(cls, values: Any) -> TrainingState:
         """The state in a checkpoint. Raises `ValueError` if something is missing."""
         names = {item.name for item in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not names <= set(values):
-            missing = sorted(names - set(values)) if isinstance(values, dict) else ["everything"]
+        found = set(values) if isinstance(values, dict) else set()
+        missing = sorted(names - _ADDED_LATER - found)
+        if missing:
             raise ValueError(f"fields are missing: {', '.join(missing)}")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{name: values[name] for name in names & found})
