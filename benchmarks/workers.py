@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -147,7 +148,7 @@ def _data(setup: Setup, split: str, micro_batch: int, accumulation: int) -> Any:
     if not phase.is_chat:
         return TextBatches(TokenStream(folder, manifest, split), 256, micro_batch, accumulation, setup.seed)
     conversations = ConversationSet(folder, manifest, split)
-    return ConversationBatches(conversations, VOCAB_SIZE, micro_batch, accumulation, setup.seed)
+    return ConversationBatches(conversations, 256, VOCAB_SIZE, micro_batch, accumulation, setup.seed)
 
 
 def _fresh_model(setup: Setup, dropout: float) -> Any:
@@ -262,7 +263,12 @@ def _trainer(setup: Setup) -> None:
     model = _fresh_model(setup, default_configuration(setup.phase).training.dropout)
     data = _data(setup, "train", 1, 1)
     length = 256
-    mean_length = length if setup.phase == 1 else float(data._conversations.lengths.mean()) - 1
+    conversations = None if setup.phase == 1 else data._conversations
+    mean_length = (
+        statistics.mean(conversations.length(number) for number in range(len(conversations))) - 1
+        if conversations
+        else float(length)
+    )
 
     class Sequences(torch.utils.data.Dataset):  # type: ignore[type-arg]
         def __len__(self) -> int:

@@ -25,9 +25,14 @@ class DataError(SvitloError):
 
 
 class DamagedData(DataError):  # noqa: N818 — says what is wrong
-    """Shards or a manifest with other bytes than were written. Not permanent: data-prep makes them again."""
+    """A shard or a manifest with other bytes than were written. Not permanent: data-prep makes it again."""
 
     is_permanent = False
+
+    def __init__(self, message: str, file: str = "") -> None:
+        """`file`: the name of a shard's file."""
+        super().__init__(message)
+        self.file = file
 
 
 class CheckpointError(SvitloError):

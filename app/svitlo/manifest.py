@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,23 +125,37 @@ def load_manifest(folder: Path) -> Manifest:
     return Manifest(digest=hashlib.sha256(data).hexdigest(), phase=phase_numbered(content["phase"]), content=content)
 
 
-def verify_shards(folder: Path, manifest: Manifest) -> None:
-    """Check every shard file against its SHA-256 in the manifest. `DamagedData` names the first bad file."""
+def verify_shards(folder: Path, manifest: Manifest, *, content: Callable[[str], bool] = lambda _: True) -> None:
+    """Check every file of every shard: its size and, where `content` says so of its name, its SHA-256.
+
+    `DamagedData` names the first bad file.
+    """
     for split in SPLITS:
         for shard in manifest.shards(split):
             for file in shard.files:
-                problem = file_problem(folder, file)
+                problem = file_problem(folder, file, content=content(file.name))
                 if problem:
-                    raise DamagedData(f"{folder / file.name}: {problem}. `svitlo prepare` makes this shard again")
+                    raise damage_of(folder, file, problem)
 
 
-def file_problem(folder: Path, file: ShardFile) -> str | None:
-    """How the file differs from the one that was written, or None if it does not."""
+def damage_of(folder: Path, file: ShardFile, problem: str) -> DamagedData:
+    """The error that says what is wrong with a file of a shard, and what to do."""
+    return DamagedData(
+        f"{folder / file.name}: {problem}. `svitlo prepare` makes this shard again "
+        f"(`docker compose restart data-prep`; after a power cut it does so by itself)",
+        file.name,
+    )
+
+
+def file_problem(folder: Path, file: ShardFile, *, content: bool = True) -> str | None:
+    """How the file differs from the one that was written, or None if it does not. Without `content`: only its size."""
     path = folder / file.name
     try:
         num_bytes = path.stat().st_size
         if num_bytes != file.num_bytes:
             return f"has {num_bytes:,} bytes instead of {file.num_bytes:,}"
+        if not content:
+            return None
         found = sha256_of(path)
     except FileNotFoundError:
         return "is missing"

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,8 @@ from svitlo.training.saving import mark_best, save_checkpoint
 from svitlo.training.state import TrainingState
 from svitlo.volumes import Volumes
 from tests.conftest import Job
-from tests.crash.forks import torture
-from tests.support import Rejections, checkpoint_state, newest, no_rejection
+from tests.crash.forks import fork, torture
+from tests.support import Rejections, assert_same_run, checkpoint_state, events, newest, no_rejection
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(3_600)]
 
@@ -269,25 +270,41 @@ def test_the_trainer_stops_quietly_where_nothing_is_usable(trained: Job, tmp_pat
     assert (folder / (LAST + ".broken")).exists()
 
 
-def test_the_trainer_refuses_a_damaged_shard_and_data_prep_makes_it_again(prepared: Job, tmp_path: Path) -> None:
+def test_the_trainer_waits_for_a_damaged_shard_until_data_prep_has_made_it_again(
+    trained: Job, prepared: Job, tmp_path: Path
+) -> None:
+    """Of each phase and each kind, and the manifest. The same trainer goes on, to the bits of an undisturbed run."""
     job = prepared.copy(tmp_path)
-    before = {path: path.read_bytes() for path in (job.volumes / "data").glob("phase*/*.npy")}
-    chance = random.Random(SEED)
-    for shard in chance.sample(sorted(before), 2):
-        damage(shard)
-        refused = job.run("train", check=2)
-        assert f"{shard}: is damaged" in refused.stderr
-        assert "`svitlo prepare` makes this shard again" in refused.stderr
-        assert "Traceback" not in refused.stderr
-        assert not list((job.volumes / "checkpoints").rglob("*.pt"))
+    data = job.volumes / "data"
+    before = {path: path.read_bytes() for path in data.glob("phase*/*.npy")}
+    manifest = data / "phase1" / "manifest.json"
+    good = manifest.read_bytes()
+    names = [f"phase1/{split}-00000.npy" for split in ("train", "validation")]
+    names += ["phase2/train-00000.mask.npy", "phase2/validation-00000.offsets.npy"]
+    for name in names:
+        damage(data / name)
+    with fork(job, "train") as trainer:
+        for name in names:  # in the order in which they are needed
+            trainer.wait_for_line(rf"waiting for the data of phase \d: .*{name}: is damaged .*restart data-prep")
+            (data / name).write_bytes(before[data / name])
+        assert trainer.wait(300) == 0, trainer.output()
+        assert "Traceback" not in trainer.output()
+    assert_same_run(job, trained)
+    assert {event["repeated_steps"] for event in events(job) if event["event"] == "resumed"} <= {0}
+
+    shutil.rmtree(job.volumes)
+    shutil.copytree(prepared.volumes, job.volumes)
+    shard = random.Random(SEED).choice(sorted(before))
+    damage(shard)
+    with fork(job, "train") as trainer:
+        trainer.wait_for_line(f"{shard.name}: is damaged")
         job.run("prepare")
         assert {path: path.read_bytes() for path in before} == before
-    manifest = job.volumes / "data" / "phase1" / "manifest.json"
-    good = manifest.read_bytes()
+        trainer.wait_for_line("phase 2 begins")
     for bad in (b"", good[: len(good) // 2], b"\0" * len(good), good.replace(b'"tokens"', b'"tokenz"', 1)):
         manifest.write_bytes(bad)
-        refused = job.run("train", check=2)
-        assert "manifest.json: damaged" in refused.stderr
+        with fork(job, "train", "--phase", "1") as trainer:
+            trainer.wait_for_line("manifest.json: damaged")
     job.run("prepare")
     assert manifest.read_bytes() == good
 

@@ -148,7 +148,7 @@ def test_a_power_cut_between_the_end_and_the_word_that_it_is_the_end(trained: Jo
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 STOPS = {
-    "while shards are verified": At("svitlo.appliance.trainer", "verify_shards", signals=(TERM,)),
+    "while shards are verified": At("svitlo.data.shards", "file_problem", signals=(TERM,)),
     "while the state is read": At("svitlo.training.setup", "find_newest", after=True, signals=(TERM,)),
     "before the first step": At("svitlo.training.gradient", "Gradient.warm_up", signals=(TERM,)),
     "in the first evaluation": At("svitlo.training.evaluation", "hidden_states", call=3, signals=(TERM,)),

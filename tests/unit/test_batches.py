@@ -91,7 +91,7 @@ def test_targets_are_the_next_tokens(text: tuple[TokenStream, TextBatches]) -> N
 def conversations(prepared: Job) -> tuple[ConversationSet, ConversationBatches]:
     folder: Path = prepared.volumes / "data" / "phase2"
     conversations = ConversationSet(folder, load_manifest(folder), "train")
-    return conversations, ConversationBatches(conversations, 50_257, micro_batch=4, gradient_accumulation=8, seed=7)
+    return conversations, ConversationBatches(conversations, 64, 50_257, micro_batch=4, gradient_accumulation=8, seed=7)
 
 
 def test_an_epoch_of_conversations_has_loss_on_every_reply_token_once(
@@ -120,16 +120,16 @@ def test_only_reply_tokens_are_targets_and_padding_never_is(
 def test_padding_stays_under_ten_percent(conversations: tuple[ConversationSet, ConversationBatches]) -> None:
     data, batches = conversations
     positions = sum(m.inputs.numel() for step in range(batches.steps_per_epoch) for m in batches.step(step))
-    tokens = int(data.lengths.sum()) - len(data)
+    tokens = sum(map(data.length, range(len(data)))) - len(data)
     assert 1 - tokens / positions < 0.10
 
 
-def test_lengths_are_few_and_none_is_beyond_the_longest_conversation(
+def test_lengths_are_few_and_none_is_beyond_the_window(
     conversations: tuple[ConversationSet, ConversationBatches],
 ) -> None:
     data, batches = conversations
-    longest = int(data.lengths.max()) - 1
+    longest = max(map(data.length, range(len(data)))) - 1
     lengths = {m.inputs.shape[1] for step in range(batches.steps_per_epoch) for m in batches.step(step)}
     assert lengths
-    assert all(length % 4 == 0 or length == longest for length in lengths)
-    assert max(lengths) == longest
+    assert all(length % 4 == 0 or length == 63 for length in lengths)
+    assert longest <= max(lengths) <= min(longest + 3, 63)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from svitlo.appliance.endings import MOST_DEATHS, Ending, ProcessRecord, traces_of_the_last
 from svitlo.config import DATA_FILE, PhaseConfig, load_data_config, load_phase_config
-from svitlo.errors import AlreadyRunning, ConfigError, SvitloError
+from svitlo.errors import AlreadyRunning, ConfigError, DamagedData, SvitloError
 from svitlo.interruption import Interrupted, Interruption
 from svitlo.manifest import DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.phases import PHASES, PRETRAINING, Phase
@@ -163,28 +163,33 @@ def _run_phase(
     volumes = request.volumes
     if request.resume is None:
         refuse_to_overlook(volumes.root / "checkpoints", phase)
-    manifest = _wait_for_data(request, phase, interruption, progress)
-    with interruption.at_once():
-        verify_shards(volumes.data(phase), manifest)
-    # torch only now: a trainer that waits for its data stays small.
-    from svitlo.training import setup
+    resume = _resume_from(request, phase)
+    damaged: set[str] = set()
+    while True:
+        manifest = _wait_for_data(request, phase, interruption, progress, damaged)
+        # torch only now: a trainer that waits for its data stays small.
+        from svitlo.training import setup
+        from svitlo.training.loop import train_phase
 
-    interruption.check()  # the import takes seconds
-    with interruption.at_once():  # nothing to save yet
-        run = setup.set_up_phase(
-            volumes=volumes,
-            config=config,
-            manifest=manifest,
-            resume=_resume_from(request, phase),
-            interruption=interruption,
-            observer=progress,
-        )
-    if run is None:
-        return
-    from svitlo.training.loop import train_phase
-
-    train_phase(run)
-    progress.phase_finished(run.state)
+        interruption.check()  # the import takes seconds
+        try:
+            with interruption.at_once():  # nothing to save yet
+                run = setup.set_up_phase(
+                    volumes=volumes,
+                    config=config,
+                    manifest=manifest,
+                    resume=resume,
+                    interruption=interruption,
+                    observer=progress,
+                )
+            if run is None:
+                return
+            resume = None  # from here on it has checkpoints of its own
+            train_phase(run)
+            progress.phase_finished(run.state)
+            return
+        except DamagedData as error:
+            damaged.add(error.file)
 
 
 def _resume_from(request: Request, phase: Phase) -> Path | None:
@@ -194,16 +199,22 @@ def _resume_from(request: Request, phase: Phase) -> Path | None:
     return None
 
 
-def _wait_for_data(request: Request, phase: Phase, interruption: Interruption, progress: Progress) -> Manifest:
-    """The manifest of a phase, as soon as it is there and nothing is about to replace it."""
+def _wait_for_data(
+    request: Request, phase: Phase, interruption: Interruption, progress: Progress, damaged: Collection[str]
+) -> Manifest:
+    """The manifest of a phase, as soon as it and its shards are there and nothing is about to replace them.
+
+    `damaged`: names of files that must be made again first. All others are verified before their first use.
+    """
     volumes = request.volumes
     while True:
         try:
             manifest = load_manifest(volumes.data(phase))
             if not any(volumes.checkpoints(phase).glob("*.pt*")):
                 _refuse_outdated(request, phase, manifest)
-        except DataNotReady:
-            progress.waiting_for_data(phase)
+            verify_shards(volumes.data(phase), manifest, content=damaged.__contains__)
+        except (DataNotReady, DamagedData) as error:
+            progress.waiting_for_data(phase, str(error) if isinstance(error, DamagedData) else "")
             interruption.wait(_SECONDS_BETWEEN_LOOKS)
             volumes.require("data")
         else:

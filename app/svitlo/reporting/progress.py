@@ -50,7 +50,7 @@ class Progress(Observer):
         self._status_before = read_status(volumes.status)
         """Written by the process before this one."""
         self._written_at = -math.inf
-        self._waiting_for: Phase | None = None
+        self._waiting_for = ""
         self._saved_at: float | None = None
         self._status: dict[str, Any] = {"state": "starting"}
 
@@ -76,19 +76,19 @@ class Progress(Observer):
         if time.monotonic() - self._written_at > _STATUS_EVERY_SECONDS:
             self._write()
 
-    def waiting_for_data(self, phase: Phase) -> None:
-        """There is no manifest yet."""
+    def waiting_for_data(self, phase: Phase, damage: str = "") -> None:
+        """There is no manifest yet, or `damage` says what must be made again."""
         self.alive()
-        message = f"waiting for the data of {phase}"
+        message = f"waiting for the data of {phase}" + (f": {damage}" if damage else "")
         self._write(state=WAITING_FOR_DATA, message=message, phase=phase.number)
-        if self._waiting_for != phase:
-            self._waiting_for = phase
-            set_health(True, message)
+        if self._waiting_for != message:
+            self._waiting_for = message
+            set_health(not damage, message)
             self._events.record("waiting", message, phase=phase.number)
 
     def data_found(self, phase: Phase) -> None:
         """The data of a phase is there. A trainer that dies from here on did not die while waiting."""
-        self._waiting_for = None
+        self._waiting_for = ""
         self._status = {}  # the step shown so far belongs to the phase before
         self._write(state="starting", phase=phase.number)
         set_health(True, "starting")

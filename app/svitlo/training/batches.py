@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from svitlo.data.shards import ConversationSet, TokenStream
+from svitlo.errors import DamagedData
 from svitlo.training.numerics import seed_for
 
 IGNORED = -100
@@ -75,18 +79,46 @@ class Batches(Protocol):
         """The first sequences in their own order, for evaluation, without the first `skip` micro-batches of them."""
 
 
-class _StepBatches:
-    """Reshuffles in each epoch and cuts the epoch into optimizer steps. The last step of an epoch is shorter."""
+class _StepBatches(ABC):
+    """Reshuffles in each epoch and cuts the epoch into optimizer steps. The last step of an epoch is shorter.
+
+    While a step is computed, a thread verifies the shards that the next one needs.
+    """
 
     def __init__(self, num_sequences: int, micro_batch: int, gradient_accumulation: int, seed: int) -> None:
         self.num_sequences = num_sequences
         self._micro_batch = micro_batch
         self._batch = micro_batch * gradient_accumulation
         self._seed = seed
+        self._in_background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify shards")
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-self.num_sequences // self._batch)
+
+    def step(self, step: int) -> list[MicroBatch]:
+        batch = self._step(step)
+        needed = self._data.unverified(lambda: self._shards_of(step + 1))
+        if needed:
+            self._in_background.submit(self._verify, needed)
+        return batch
+
+    @property
+    @abstractmethod
+    def _data(self) -> TokenStream | ConversationSet: ...
+
+    @abstractmethod
+    def _step(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of an optimizer step."""
+
+    @abstractmethod
+    def _shards_of(self, step: int) -> set[int]:
+        """The numbers of the shards that a step reads."""
+
+    def _verify(self, shards: list[int]) -> None:
+        with contextlib.suppress(DamagedData):  # whoever reads it finds it
+            for shard in shards:
+                self._data.verify(shard)
 
     def _sequences(self, step: int) -> list[int]:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
@@ -113,9 +145,22 @@ class TextBatches(_StepBatches):
         self._stream = stream
         self._length = sequence_length
 
-    def step(self, step: int) -> list[MicroBatch]:
-        shift = int(step // self.steps_per_epoch * _GOLDEN_RATIO % 1 * self._length)
-        return [self._load(part, shift) for part in self._micro_batches(self._sequences(step))]
+    @property
+    def _data(self) -> TokenStream:
+        return self._stream
+
+    def _step(self, step: int) -> list[MicroBatch]:
+        return [self._load(part, self._shift(step)) for part in self._micro_batches(self._sequences(step))]
+
+    def _shards_of(self, step: int) -> set[int]:
+        starts = (self._start(sequence, self._shift(step)) for sequence in self._sequences(step))
+        return {shard for start in starts for shard in self._stream.shards_of(start, start + self._length + 1)}
+
+    def _shift(self, step: int) -> int:
+        return int(step // self.steps_per_epoch * _GOLDEN_RATIO % 1 * self._length)
+
+    def _start(self, sequence: int, shift: int) -> int:
+        return min(sequence * self._length + shift, self._stream.num_tokens - self._length - 1)
 
     def target_counts(self, vocab_size: int) -> Tensor:
         return torch.from_numpy(self._stream.token_counts(vocab_size))
@@ -125,8 +170,7 @@ class TextBatches(_StepBatches):
             yield self._load(part)
 
     def _load(self, sequences: list[int], shift: int = 0) -> MicroBatch:
-        last = self._stream.num_tokens - self._length - 1
-        starts = [min(sequence * self._length + shift, last) for sequence in sequences]
+        starts = [self._start(sequence, shift) for sequence in sequences]
         windows = np.stack([self._stream.read(start, start + self._length + 1) for start in starts])
         tokens = torch.from_numpy(windows.astype(np.int64))
         return MicroBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
@@ -139,15 +183,29 @@ class ConversationBatches(_StepBatches):
     """
 
     def __init__(
-        self, conversations: ConversationSet, pad_token: int, micro_batch: int, gradient_accumulation: int, seed: int
+        self,
+        conversations: ConversationSet,
+        sequence_length: int,
+        pad_token: int,
+        micro_batch: int,
+        gradient_accumulation: int,
+        seed: int,
     ) -> None:
+        """`sequence_length`: tokens in the longest conversation, at most."""
         super().__init__(len(conversations), micro_batch, gradient_accumulation, seed)
         self._conversations = conversations
+        self._longest = sequence_length - 1
         self._pad = pad_token
-        self._longest = int(conversations.lengths.max(initial=1)) - 1
 
-    def step(self, step: int) -> list[MicroBatch]:
+    @property
+    def _data(self) -> ConversationSet:
+        return self._conversations
+
+    def _step(self, step: int) -> list[MicroBatch]:
         return [self._load(part) for part in self._micro_batches(self._by_length(self._sequences(step)))]
+
+    def _shards_of(self, step: int) -> set[int]:
+        return {self._conversations.shard_of(sequence) for sequence in self._sequences(step)}
 
     def target_counts(self, vocab_size: int) -> Tensor:
         return torch.from_numpy(self._conversations.token_counts(vocab_size))
@@ -157,11 +215,11 @@ class ConversationBatches(_StepBatches):
             yield self._load(part)
 
     def _by_length(self, sequences: list[int]) -> list[int]:
-        return sorted(sequences, key=lambda sequence: (int(self._conversations.lengths[sequence]), sequence))
+        return sorted(sequences, key=lambda sequence: (self._conversations.length(sequence), sequence))
 
     def _load(self, sequences: list[int]) -> MicroBatch:
         # The last token is never an input and the first is never a target, so a row has one position fewer than tokens.
-        length = max(int(self._conversations.lengths[sequence]) for sequence in sequences) - 1
+        length = max(self._conversations.length(sequence) for sequence in sequences) - 1
         # Matrix products are compiled for each size. Fewer sizes are faster and take less memory.
         length = min(-(-length // _MULTIPLE) * _MULTIPLE, self._longest)
         inputs = torch.full((len(sequences), length), self._pad, dtype=torch.int64)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from svitlo.config import PhaseConfig
-from svitlo.errors import SvitloError
+from svitlo.errors import DamagedData, SvitloError
 from svitlo.interruption import Interruption
 from svitlo.reporting.observer import Observer
 from svitlo.training.batches import Batches, MicroBatch
@@ -87,19 +87,26 @@ def planned_steps(config: PhaseConfig, train: Batches) -> int:
 
 
 def train_phase(run: PhaseRun) -> None:
-    """Train until the phase is finished. When a signal asks to stop, saves and raises `Interrupted`."""
+    """Train until the phase is finished.
+
+    Saves and raises `Interrupted` when a signal asks to stop, and `DamagedData` where a shard is not what was written.
+    """
     state = run.state
     run.model.train()
     run.gradient.warm_up(run.train.step(state.global_step), state.global_step, is_sampled=run.is_sampled)
     while not state.finished:
         if run.interruption.requested:
             stop_early(run)
-        if is_evaluation_due(run):
-            run.saver.save_at_any_price(state, run.model, run.optimizer)
-            evaluate(run)
-            state.finished = reason_to_finish(run)
-        elif train_step(run) and run.saver.is_due(state.global_step) and not is_evaluation_due(run):
-            run.saver.save(state, run.model, run.optimizer)  # before an evaluation the state is saved anyway
+        try:
+            if is_evaluation_due(run):
+                run.saver.save_at_any_price(state, run.model, run.optimizer)
+                evaluate(run)
+                state.finished = reason_to_finish(run)
+            elif train_step(run) and run.saver.is_due(state.global_step) and not is_evaluation_due(run):
+                run.saver.save(state, run.model, run.optimizer)  # before an evaluation the state is saved anyway
+        except DamagedData:  # found before it was used
+            run.saver.save(state, run.model, run.optimizer)
+            raise
         run.observer.update(state, run.num_steps, run.config.training.max_epochs, run.work_left)
     run.saver.save_at_any_price(state, run.model, run.optimizer)
 

@@ -99,7 +99,7 @@ class InstructionTuning(TrainingPhase):
             )
         sizes = (training.micro_batch, training.gradient_accumulation, training.seed)
         padding = state.vocab_size - 1
-        return ConversationBatches(ConversationSet(folder, manifest, split), padding, *sizes)
+        return ConversationBatches(ConversationSet(folder, manifest, split), window, padding, *sizes)
 
 
 _ALL: tuple[TrainingPhase, ...] = (Pretraining(), InstructionTuning())
