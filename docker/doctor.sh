@@ -65,6 +65,18 @@ check_cpus() {
     fi
 }
 
+check_threads() {
+    local problem
+    problem=$(threads_problem)
+    if [ -z "$problem" ]; then
+        good threads "as many as the trainer has CPUs"
+    elif has_begun; then
+        warn threads "$problem for the next run (make new-run); the run that has begun keeps its number"
+    else
+        warn threads "$problem before the run begins"
+    fi
+}
+
 check_memory() {
     local total
     total=$(awk '/^MemTotal/ { printf "%d", $2 / 1000 }' /proc/meminfo)
@@ -150,6 +162,7 @@ engine=true
 check_engine || engine=false
 check_boot
 check_cpus
+check_threads
 check_memory
 check_disk
 check_clock

@@ -148,6 +148,29 @@ network_is_gone() {
     return 1
 }
 
+# What does not fit where the trainer computes with another number of threads than it has CPUs; empty if it fits. The number
+# belongs to a run, so this is worth a word before one begins. It stands only in the file of phase 1.
+threads_problem() {
+    local config threads cpus effect
+    config=$(path_setting SVITLO_CONFIG ./config)/phase1_pretraining.yaml || return
+    threads=$(sed -nE 's/^[^#]*\<threads: *([0-9]+).*/\1/p' "$config" 2>/dev/null | head -n 1)
+    threads=${threads:-6}
+    cpus=$(expand_cpus "$(setting TRAINER_CPUS 0-5)" | wc -l) || return
+    if [ "$threads" -gt "$cpus" ]; then
+        effect="threads wait for each other, which makes steps slower"
+    elif [ "$threads" -lt "$cpus" ]; then
+        effect="$((cpus - threads)) of these CPUs stay idle"
+    else
+        return 0
+    fi
+    echo "numerics.threads is $threads in $config, and the trainer may use $cpus CPUs: $effect. Set it to $cpus there"
+}
+
+# Whether a run has begun in the volumes.
+has_begun() {
+    [ -e "$(path_setting SVITLO_VOLUMES ./volumes)/checkpoints/run.json" ]
+}
+
 # A list of CPUs such as "0,2-4", one number per line.
 expand_cpus() {
     local range

@@ -8,6 +8,8 @@ engine_answers || docker/install-engine.sh
 problem=$(engine_problem)
 [ -z "$problem" ] || say "$problem"
 docker/env.sh
+problem=$(threads_problem)
+if [ -n "$problem" ] && ! has_begun; then say "$problem before the run begins"; fi
 need_readable_mounts
 docker/build.sh
 for service in data-prep trainer; do

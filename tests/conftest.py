@@ -41,7 +41,8 @@ PHASE_1 = {
     "reporting": {"line_every_seconds": 0.05, "sample_prompts": ["The sun is"], "sample_tokens": 4},
     "numerics": {"threads": 2},
 }
-PHASE_2 = {**{key: value for key, value in PHASE_1.items() if key != "model"}, "head": {"sampled_fraction": 0.25}}
+PHASE_2 = {key: value for key, value in PHASE_1.items() if key not in ("model", "numerics")}
+PHASE_2["head"] = {"sampled_fraction": 0.25}
 DATA = {
     "phase1": {
         "validation_fraction": 0.1,

@@ -52,6 +52,7 @@ def start_old(version: Path, job: Job, name: str) -> subprocess.Popen[str]:
 def test_a_run_of_the_last_version_goes_on_to_the_same_bits(last_version: Path, trained: Job, tmp_path: Path) -> None:
     """Prepared and begun by the last version, killed in both phases, finished by this one."""
     job = new_job(tmp_path / "job")
+    job.change("phase2_instruction_tuning.yaml", "numerics", threads=2)  # it had to be in both files
     shutil.rmtree(job.volumes)
     for name in ("setup", "prepare"):
         if name == "prepare":

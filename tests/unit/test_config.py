@@ -76,6 +76,19 @@ def test_phase_2_has_no_shape_of_its_own(tmp_path: Path) -> None:
         load_phase_config(write(tmp_path, "model: {layers: 2}", "phase2_instruction_tuning.yaml"), INSTRUCTION_TUNING)
 
 
+def test_numerics_stand_in_one_file_and_hold_for_the_whole_run(tmp_path: Path) -> None:
+    write(tmp_path, "numerics: {threads: 3, precision: fp32}")
+    file = "phase2_instruction_tuning.yaml"
+    for same in ("", "numerics: {threads: 3}", "numerics: {}"):
+        numerics = load_phase_config(write(tmp_path, same, file), INSTRUCTION_TUNING).numerics
+        assert (numerics.threads, numerics.precision) == (3, "fp32")
+    write(tmp_path, "numerics: {threads: 6}", file)
+    with pytest.raises(
+        ConfigError, match=r"phase2.*numerics\.threads = 6, but phase1_pretraining\.yaml says 3.*remove"
+    ):
+        load_phase_config(tmp_path, INSTRUCTION_TUNING)
+
+
 @pytest.mark.parametrize("folder", ["config", "config/offline", "config/demo"])
 def test_the_configurations_that_come_with_the_project_are_valid(folder: str) -> None:
     load_data_config(ROOT / folder, all_formats())

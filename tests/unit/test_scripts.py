@@ -179,7 +179,8 @@ echo "$COMPOSE_FILE|$COMPOSE_PROJECT_NAME|$COMPOSE_PROFILES|$*" >>{calls}
 case "$*" in
 "compose config"*)
     printf '{{\n  "x-settings": {{\n'
-    printf '"%s": "%s",\n' PUID "$PUID" PGID "$PGID" HUB_TOKEN_FILE "$HUB_TOKEN_FILE" SVITLO_CONFIG "$SVITLO_CONFIG"
+    printf '"%s": "%s",\n' PUID "$PUID" PGID "$PGID" HUB_TOKEN_FILE "$HUB_TOKEN_FILE" SVITLO_CONFIG "$SVITLO_CONFIG" \
+        TRAINER_CPUS "$TRAINER_CPUS"
     printf '}}}}\n' ;;
 "compose ps --all --quiet data-prep") echo id-data-prep ;;
 "inspect --format"*NetworkSettings*) echo {network} ;;
@@ -390,3 +391,32 @@ def test_docker_is_called_docker(checkout: Checkout) -> None:
     stand_in(checkout)
     assert "Podman" not in checkout.run("make", "doctor", check=False).stdout
     assert "Podman" not in checkout.run("make", "up").stderr
+
+
+def test_threads_and_cpus_that_do_not_match_are_told_before_a_run_begins(checkout: Checkout) -> None:
+    stand_in(checkout)
+    config = checkout.folder / "config" / "phase1_pretraining.yaml"
+
+    def told(cpus: str, target: str) -> str:
+        done = checkout.run("make", target, check=target != "doctor", TRAINER_CPUS=cpus)
+        lines = (done.stderr + done.stdout).splitlines()
+        return "".join(line for line in lines if "numerics.threads" in line or " threads " in line)
+
+    fits = "0-5"
+    assert "numerics.threads" not in told(fits, "up")
+    assert told(fits, "doctor").startswith("ok")
+    for target in ("up", "doctor"):
+        few = told("0,1", target)
+        assert f"numerics.threads is 6 in ./config/{config.name}, and the trainer may use 2 CPUs" in few
+        assert "slower. Set it to 2 there before the run begins" in few
+        assert "2 of these CPUs stay idle. Set it to 8 there" in told("0-7", target)
+    assert told("0,1", "doctor").startswith("warn")
+
+    config.write_text("model: {layers: 2}\nnumerics: {threads: 2}  # threads: 6\n")
+    assert told("0,1", "doctor").startswith("ok")
+
+    checkpoints = checkout.folder / "volumes" / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / "run.json").touch()
+    assert "numerics.threads" not in told("0-3", "up"), "too late"
+    assert "for the next run (make new-run); the run that has begun keeps its number" in told("0-3", "doctor")

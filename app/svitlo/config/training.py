@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from svitlo.config.reading import Section, load
+from svitlo.errors import ConfigError
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING, Phase
 
 
@@ -121,7 +119,7 @@ class ReportingConfig(Section):
 
 
 class NumericsConfig(Section):
-    """What decides the bits of the result besides the data. It belongs to the run, not to the machine."""
+    """What decides the bits of the result besides the data. It belongs to the run, not to the machine or a phase."""
 
     threads: int = Field(default=6, ge=1, le=256)
     """Threads used for arithmetic, regardless of the number of cores: sums are split into this many parts."""
@@ -154,7 +152,7 @@ class PretrainingConfig(PhaseConfig):
 
 
 class InstructionTuningConfig(PhaseConfig):
-    """`phase2_instruction_tuning.yaml`. The model has the shape of phase 1."""
+    """`phase2_instruction_tuning.yaml`. The model has the shape of phase 1, and `numerics` are those of phase 1."""
 
 
 CONFIG_OF_PHASE: dict[Phase, type[PhaseConfig]] = {
@@ -164,5 +162,20 @@ CONFIG_OF_PHASE: dict[Phase, type[PhaseConfig]] = {
 
 
 def load_phase_config(folder: Path, phase: Phase) -> PhaseConfig:
-    """Read the configuration of one phase. Raises `ConfigError` with every mistake in it."""
-    return load(folder / phase.config_file, CONFIG_OF_PHASE[phase])
+    """Read the configuration of one phase. Raises `ConfigError` with every mistake in it.
+
+    `numerics` hold for the whole run and stand in the file of the first phase. Another file may repeat them.
+    """
+    path = folder / phase.config_file
+    config = load(path, CONFIG_OF_PHASE[phase])
+    if phase is PRETRAINING:
+        return config
+    numerics = load_phase_config(folder, PRETRAINING).numerics
+    for key in sorted(config.numerics.model_fields_set):
+        here, of_the_run = getattr(config.numerics, key), getattr(numerics, key)
+        if here != of_the_run:
+            raise ConfigError(
+                f"{path}: numerics.{key} = {here}, but {PRETRAINING.config_file} says {of_the_run}. It holds for the "
+                f"whole run: remove `numerics` from this file"
+            )
+    return config.model_copy(update={"numerics": numerics})

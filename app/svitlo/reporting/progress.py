@@ -187,8 +187,8 @@ class Progress(Observer):
         self._events.record(
             "threads",
             f"{file}: numerics.threads = {threads}, and {num_cores} {cores} may be used, {effect}. The number decides "
-            f"about the bits and stays for the whole run. To change it, set it to {num_cores} in the files of both "
-            f"phases and begin again with `make new-run`",
+            f"about the bits and stays for the whole run. To change it, set it to {num_cores} in this file and begin "
+            f"again with `make new-run`",
         )
 
     def fell_back(self, path: Path, reason: str) -> None:

@@ -11,7 +11,7 @@ from svitlo.errors import ConfigError, DataError
 from svitlo.interruption import Interruption
 from svitlo.machine import num_cores
 from svitlo.manifest import Manifest
-from svitlo.phases import Phase
+from svitlo.phases import PHASES, Phase
 from svitlo.reporting.observer import Observer
 from svitlo.storage.files import digest_of
 from svitlo.training import numerics
@@ -81,7 +81,7 @@ def set_up_phase(
         observer.resumed(state, num_steps, train.steps_per_epoch)
     else:
         observer.began(state, kind.origin, num_steps, num_parameters(model))
-        if config.numerics.threads != num_cores():
+        if phase is PHASES[0] and config.numerics.threads != num_cores():
             observer.threads_do_not_fit(config.numerics.threads, num_cores(), phase.config_file)
     sampler = VocabularySampler(train.target_counts(state.vocab_size), config.head.sampled_tokens)
     return PhaseRun(
