@@ -2,6 +2,7 @@
 
     python -m benchmarks.restart --volumes volumes          # volumes/ must hold prepared data of phase 1
     python -m benchmarks.restart --volumes volumes --image svitlo/trainer:local      # the same in containers
+    python -m benchmarks.restart --volumes volumes --gigabytes 200                   # as if there were so much text
 
 The full-size model trains with a checkpoint after each step, is killed, and is started again, several times. Counted
 from the start of the process, or of `docker run`: until the checkpoint is verified and loaded (the line "resumed at"),
@@ -11,6 +12,10 @@ and until the first optimizer step is done.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
+import json
+import math
 import os
 import secrets
 import shutil
@@ -22,16 +27,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from benchmarks.workers import ROOT
+from svitlo.manifest import MANIFEST
+from svitlo.storage.files import write_json
+
+SHARD_TOKENS = 2_097_152
+"""The default of data.yaml: 4 MiB."""
+_MOST_NAMES = 30_000
+"""Of one file. ext4 allows 65,000."""
 
 
 class Trainer:
     """The real command on volumes of its own."""
 
-    def __init__(self, folder: Path, volumes: Path, threads: int, image: str) -> None:
-        """`image`: of the container that it runs in; empty: none."""
+    def __init__(self, folder: Path, volumes: Path, threads: int, image: str, gigabytes: float) -> None:
+        """`image`: of the container that it runs in; empty: none. `gigabytes`: of shards; 0: as many as there are."""
         self._folder = folder
         self._image = image
         self._container = f"svitlo-restart-{secrets.token_hex(4)}"
@@ -42,6 +55,8 @@ class Trainer:
         self.change("reporting", line_every_seconds=0.01, sample_prompts=[])
         subprocess.run(self._command("setup"), capture_output=True, check=True)
         shutil.copytree(volumes / "data", folder / "volumes" / "data", dirs_exist_ok=True)
+        if gigabytes:
+            pretend_large(folder / "volumes" / "data" / "phase1", gigabytes)
 
     def change(self, section: str, **values: Any) -> None:
         """Change keys of the configuration of phase 1."""
@@ -86,15 +101,42 @@ class Trainer:
         raise SystemExit(f"the trainer ended with code {process.wait()}:\n{said}")
 
 
+def pretend_large(folder: Path, gigabytes: float) -> None:
+    """Replace the shards of phase 1 with so many of the default size. They are names of a few files, so disk is saved.
+
+    The tokens are random. Names, sizes and digests in the manifest are right.
+    """
+    tokens = np.random.default_rng(1).integers(0, 50_257, SHARD_TOKENS).astype("<u2")
+    buffer = io.BytesIO()
+    np.save(buffer, tokens)
+    content = buffer.getvalue()
+    names = [f"train-{number:05d}.npy" for number in range(math.ceil(gigabytes * 1e9 / len(content)))]
+    for number, name in enumerate([*names, "validation-00000.npy"]):
+        path = folder / name
+        path.unlink(missing_ok=True)
+        if number % _MOST_NAMES == 0:
+            original = path
+            original.write_bytes(content)
+        else:
+            os.link(original, path)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest.pop("digest", None)
+    file = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    for split, its_names in (("train", names), ("validation", ["validation-00000.npy"])):
+        shards = [{"files": [{"name": name, **file}], "tokens": SHARD_TOKENS} for name in its_names]
+        manifest["splits"][split].update(tokens=SHARD_TOKENS * len(shards), shards=shards)
+    write_json(folder / MANIFEST, manifest)
+
+
 def environment() -> dict[str, str]:
     """This environment, without what a developer may have set for the program."""
     return {key: value for key, value in os.environ.items() if not key.startswith("SVITLO_")}
 
 
-def measure(volumes: Path, threads: int, rounds: int, image: str = "") -> None:
+def measure(volumes: Path, threads: int, rounds: int, image: str = "", gigabytes: float = 0.0) -> None:
     """Print the medians."""
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        trainer = Trainer(Path(folder), volumes, threads, image)
+        trainer = Trainer(Path(folder), volumes, threads, image, gigabytes)
         trainer.seconds_to("| step 2 of")
         # Until the step after the first one, so that each round leaves a newer checkpoint: a trainer that dies three
         # times at the same step stops trying.
@@ -112,8 +154,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--image", default="", help="run the trainer in a container of this image")
+    parser.add_argument("--gigabytes", type=float, default=0.0, help="of shards; 0: as many as there are")
     options = parser.parse_args()
-    measure(options.volumes, options.threads, options.rounds, options.image)
+    measure(options.volumes, options.threads, options.rounds, options.image, options.gigabytes)
 
 
 if __name__ == "__main__":

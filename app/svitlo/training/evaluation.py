@@ -9,7 +9,7 @@ import torch
 from svitlo.training.batches import IGNORED, MicroBatch
 from svitlo.training.loss import head_loss
 from svitlo.training.model import GPT2, embedded
-from svitlo.training.numerics import autocast
+from svitlo.training.numerics import DTYPES, autocast
 
 
 def hidden_states(
@@ -34,7 +34,7 @@ def loss_of(model: GPT2, batch: MicroBatch, precision: str) -> BatchLoss:
     try:
         with torch.no_grad():
             hidden, targets = hidden_states(model, embedded(model, batch.inputs), batch, precision)
-            return head_loss(hidden, model.lm_head.weight, targets), len(targets)
+            return head_loss(hidden, model.lm_head.weight, targets, DTYPES[precision]), len(targets)
     finally:
         model.train()
 

@@ -17,13 +17,13 @@ from svitlo.training.products import add_product, product_into
 
 CHUNK = 512
 """Positions whose logits exist at the same time: 103 MB with 50257 tokens in float32."""
-_CHUNK_WITHOUT_GRADIENT = 128
-"""Without gradients to accumulate, a smaller buffer is faster."""
 _POSITIONS_MULTIPLE = 32
 """Positions are padded to a multiple of this. Matrix products are compiled for each size, which takes time and memory,
 and in phase 2 the number of positions with loss differs from micro-batch to micro-batch."""
 _EXACT = 64
 """Positions whose softmax is computed at the same time, in float32."""
+_EXACT_WITHOUT_GRADIENT = 16
+"""The same in an evaluation: their logits stay in the cache."""
 _MULTIPLE = 256
 """The size of a sample is a multiple of this."""
 _EXPONENT = 0.75
@@ -32,20 +32,24 @@ _TINY = torch.finfo(torch.float32).tiny
 """A target less probable than this counts as 87 nats."""
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> float:
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> float:
     """Cross-entropy over the whole vocabulary, summed over positions, in nats. Computes no gradient.
 
-    `hidden` [positions, width], `weight` [vocabulary, width], `targets` [positions].
+    `hidden` [positions, width], `weight` [vocabulary, width], `targets` [positions]. Matrices are multiplied as
+    `dtype`, as in training. The softmax is always computed in float32.
     """
-    total = 0.0
-    buffer = torch.empty(_CHUNK_WITHOUT_GRADIENT, len(weight))
+    losses = torch.empty(len(targets))
+    buffer = torch.empty(CHUNK, len(weight), dtype=dtype)
     with torch.no_grad():
-        for chunk, target in zip(_padded(hidden).split(len(buffer)), targets.split(len(buffer)), strict=True):
-            product_into(buffer[: len(chunk)], chunk, weight.T)
-            logits = buffer[: len(target)]
-            log_probabilities = torch.log_softmax(logits, dim=1, out=logits)
-            total -= float(log_probabilities.gather(1, target[:, None]).double().sum())
-    return total
+        parts = _padded(hidden).to(dtype), targets, losses
+        matrix = weight.to(dtype)
+        for chunk, target, loss in zip(*(part.split(CHUNK) for part in parts), strict=True):
+            product_into(buffer[: len(chunk)], chunk, matrix.T)
+            rows = buffer[: len(target)], target, loss
+            for logits, its_target, its_loss in zip(*(row.split(_EXACT_WITHOUT_GRADIENT) for row in rows), strict=True):
+                log_probabilities = torch.log_softmax(logits.float(), dim=1)
+                its_loss.copy_(-log_probabilities.gather(1, its_target[:, None]).squeeze(1))
+    return float(losses.double().sum())
 
 
 def _padded(hidden: Tensor) -> Tensor:
