@@ -73,7 +73,7 @@ class Progress:
     """Source, unit and number of the next document."""
     digest_files: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[list[str]] = field(default_factory=list)
-    """What each source leaves out, as it was when the preparation began."""
+    """What each source leaves out: files as it was when the preparation began, and members of archives read so far."""
     groups: dict[int, int] = field(default_factory=dict)
     """Conversations in each group that is divided as a whole."""
     division: Division | None = None
