@@ -15,7 +15,7 @@ from svitlo.appliance.endings import MOST_DEATHS, Ending, ProcessRecord, traces_
 from svitlo.config import DATA_FILE, PhaseConfig, load_data_config, load_phase_config
 from svitlo.errors import AlreadyRunning, ConfigError, SvitloError
 from svitlo.interruption import Interrupted, Interruption
-from svitlo.manifest import DataNotReady, Manifest, load_manifest, verify_shards
+from svitlo.manifest import MANIFEST, DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.phases import PHASES, PRETRAINING, Phase
 from svitlo.reporting.events import print_line, read_events
 from svitlo.reporting.progress import GAVE_UP, MACHINE_FAULT, Progress
@@ -202,8 +202,9 @@ def _wait_for_data(request: Request, phase: Phase, interruption: Interruption, p
             manifest = load_manifest(volumes.data(phase))
             if not any(volumes.checkpoints(phase).glob("*.pt*")):
                 _refuse_outdated(request, phase, manifest)
-        except DataNotReady:
-            progress.waiting_for_data(phase)
+        except DataNotReady as error:
+            is_there = (volumes.data(phase) / MANIFEST).exists()
+            progress.waiting_for_data(phase, str(error) if is_there else "")
             interruption.wait(_SECONDS_BETWEEN_LOOKS)
             volumes.require("data")
         else:

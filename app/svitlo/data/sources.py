@@ -22,6 +22,7 @@ from svitlo.data.records import Place
 from svitlo.data.sanity import LanguageCheck, check_bytes, check_head
 from svitlo.data.textstream import utf8_stream
 from svitlo.errors import DataError, SvitloError
+from svitlo.reporting.status import WAITING_FOR_HUB
 from svitlo.storage.files import sha256_of
 from svitlo.storage.sums import shown
 
@@ -68,6 +69,7 @@ class HubUnreachable(SvitloError):  # noqa: N818
 
     exit_code = 1
     is_permanent = False
+    state = WAITING_FOR_HUB
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -74,10 +74,10 @@ class Progress(Observer):
         if time.monotonic() - self._written_at > _STATUS_EVERY_SECONDS:
             self._write()
 
-    def waiting_for_data(self, phase: Phase) -> None:
-        """There is no manifest yet."""
+    def waiting_for_data(self, phase: Phase, reason: str) -> None:
+        """There is no manifest yet. `reason`: why the present one is none to begin with, if there is one."""
         self.alive()
-        message = f"waiting for the data of {phase}"
+        message = f"waiting for the data of {phase}" + (f" ({reason})" if reason else "")
         self._write(state=WAITING_FOR_DATA, message=message, phase=phase.number)
         if self._waiting_for != phase:
             self._waiting_for = phase
