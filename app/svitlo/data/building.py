@@ -91,6 +91,9 @@ class PhaseBuild:
         self._check_division(progress)
         progress.is_finished = True
         self._check_totals(progress)
+        for source, num_documents in zip(self._data.sources, progress.had_markup, strict=False):
+            if num_documents:
+                self._reporter.say(f"{self._phase}, {source.name}: markup removed from {num_documents:,} documents")
         self._journal.save(progress, writers, digests)
 
     def _add_all(self, progress: Progress, writers: dict[str, SplitWriter], digests: DigestSet) -> None:
@@ -147,6 +150,8 @@ class PhaseBuild:
             return False
         if outcome.changed is not None:
             counts.changed[outcome.changed] = counts.changed.get(outcome.changed, 0) + 1
+        if outcome.had_markup and progress.had_markup:  # there is no count where an older version has begun
+            progress.had_markup[place[0]] += 1
         split = progress.splits[self._plan.task.split_of(outcome)]
         num_tokens = len(outcome.tokens) // 2
         for part in (counts, split):

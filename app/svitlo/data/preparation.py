@@ -234,6 +234,7 @@ def _begin(documents: list[Documents], identities: list[dict[str, Any]]) -> Prog
         identities=identities,
         sources=[SourceCounts() for _ in documents],
         left_out=[list(found.left_out) for found in documents],
+        had_markup=[0] * len(documents),
     )
 
 
