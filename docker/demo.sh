@@ -24,8 +24,13 @@ health() { docker inspect --format '{{if .State.Health}}{{.State.Health.Status}}
 say "starting from scratch in $DEMO_VOLUMES"
 docker compose --progress quiet down --remove-orphans
 rm -rf "$DEMO_VOLUMES" || die "cannot remove $DEMO_VOLUMES; run: sudo rm -rf $DEMO_VOLUMES"
-mkdir -p "$DEMO_VOLUMES/raw"
+mkdir -p "$DEMO_VOLUMES"/{raw,config}
 cp -r config/demo/raw/. "$DEMO_VOLUMES/raw/"
+cp config/demo/*.yaml "$DEMO_VOLUMES/config/"
+# The speed that it shows is that of this machine: a thread for each CPU that the trainer may use.
+threads=$(expand_cpus "$TRAINER_CPUS" | wc -l)
+sed -i "s/threads: [0-9]*/threads: $threads/" "$DEMO_VOLUMES"/config/phase*.yaml
+SVITLO_CONFIG=$DEMO_VOLUMES/config
 chmod -R a+rX "$DEMO_VOLUMES"
 docker compose --progress quiet up --detach --no-build
 

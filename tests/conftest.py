@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Unit tests promise nothing about time: on a shared machine the same call has taken 1 ms and 400 ms.
-settings.register_profile("svitlo", deadline=None)
+# The suite looks at the same examples each time. To look elsewhere and longer: --hypothesis-profile hunt --timeout 0
+settings.register_profile("svitlo", deadline=None, derandomize=True)
+settings.register_profile("hunt", deadline=None, max_examples=10_000, suppress_health_check=list(HealthCheck))
 settings.load_profile("svitlo")
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import sys
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
 
+from svitlo import cli
 from svitlo.phases import PRETRAINING, Phase
 from svitlo.reporting.metrics import comparable, read_metrics
 from svitlo.training.checkpoints import find_newest
@@ -26,6 +30,35 @@ def quiet(_: str) -> None:
 
 def no_rejection(path: Path, reason: str) -> None:
     raise AssertionError(f"{path}: {reason}")
+
+
+def contents(volumes: Path) -> dict[str, bytes | None]:
+    """Everything below a folder of volumes, but for what the services last said about themselves and their locks."""
+    said = {"logs/data-prep.json", "logs/status.json"}
+    return {
+        name: path.read_bytes() if path.is_file() else None
+        for path in volumes.rglob("*")
+        if (name := str(path.relative_to(volumes))) not in said and path.name != ".lock"
+    }
+
+
+def run_main(*arguments: str) -> tuple[int, str]:
+    """`svitlo ARGUMENTS` in this process: the exit code, and what it wrote to standard error."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    errors, code = io.StringIO(), 0
+    try:
+        with (
+            unittest.mock.patch.object(sys, "argv", ["svitlo", *arguments]),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(errors),
+        ):
+            cli.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return code, errors.getvalue()
 
 
 class Rejections(list[tuple[Path, str]]):

@@ -10,6 +10,8 @@ class SvitloError(Exception):
 
     exit_code = 1
     is_permanent = True
+    state = "error"
+    """What a container is called that is started again until this is over. One of `reporting.status.STATES`."""
 
 
 class ConfigError(SvitloError):

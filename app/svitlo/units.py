@@ -1,8 +1,10 @@
-"""Time spans and sizes in a form that is easy to read."""
+"""Time spans, sizes and values in a form that is easy to read."""
 
 from __future__ import annotations
 
 import itertools
+import reprlib
+from typing import Any
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
@@ -24,3 +26,17 @@ def file_size(num_bytes: float) -> str:
             value = num_bytes / size
             return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
     return f"{num_bytes:,.0f} bytes"
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
+
+
+def shown(value: Any) -> str:
+    """Any value, shortened for a message."""
+    return printable(_short.repr(value))[:100]
+
+
+def printable(text: str) -> str:
+    """Text for a one-line message. Escapes what cannot be printed, such as line ends and unpaired surrogates."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,15 @@ def on_disk(prepared: Job, disk: Disk) -> Job:
     return job
 
 
+def alone_on_disk(prepared: Job, disk: Disk, folder: Path, name: str) -> Job:
+    """A job whose other volumes are on another disk."""
+    job = prepared.copy(folder)
+    shutil.copytree(job.volumes / name, disk.point, dirs_exist_ok=True)
+    shutil.rmtree(job.volumes / name)
+    (job.volumes / name).symlink_to(disk.point)
+    return job
+
+
 def test_a_disk_that_turns_read_only_is_told_by_log_and_status(prepared: Job, disk: Disk) -> None:
     job = on_disk(prepared, disk)
     process = job.start("train")
@@ -94,3 +104,15 @@ def test_nothing_is_written_where_the_disk_was(prepared: Job, trained: Job, disk
     rest = process.stdout.read()
     assert process.wait(60) == 0, rest[-2000:]
     assert_same_run(job, trained)
+
+
+@pytest.mark.parametrize("name", ["logs", "checkpoints"])
+def test_nothing_is_reported_where_the_disk_was(prepared: Job, disk: Disk, tmp_path: Path, name: str) -> None:
+    """Events, metrics, status and how the process ended: a file among them would hide that the disk is gone."""
+    job = alone_on_disk(prepared, disk, tmp_path / "job", name)
+    process = job.start("train")
+    wait_for_line(process, "phase 1, step 8")
+    disk.vanish()
+    wait_for_line(process, "phase 1, step 16|could not be saved")
+    kill(process, signal.SIGTERM)
+    assert not list(disk.point.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,49 @@ def test_one_clear_message(tmp_path: Path, text: str, part: str) -> None:
     with pytest.raises(ConfigError, match=r"phase1_pretraining\.yaml") as error:
         load_phase_config(write(tmp_path, text), PRETRAINING)
     assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"training: {seed: 1}\n# caf\xe9\n", "not UTF-8 text: line 2 has the byte 0xe9. Save it as UTF-8"),
+        (b"\xff\xfet\x00", "not UTF-8 text: line 1 has the byte 0xff"),
+        (b"training:\n  seed: \x00", "not valid YAML: the character 0x0 in line 2 is none that a text has. Remove it"),
+        (b"[" * 5_000, "nested too deeply"),
+        (b"training: {a: " + b"{a: " * 5_000, "nested too deeply"),
+        (b"training: {seed: !!int one}", "!!int cannot be 'one' (line 1, column 18)"),
+        (b"training: {auto_resume: !!bool perhaps}", "!!bool cannot be 'perhaps'"),
+        (b"training: {seed: !!timestamp now}", "'!!timestamp' means nothing here: write the value"),
+        (b"training: {seed: " + b"9" * 5_000 + b"}", "training.seed = '9999"),
+        (b"training: {max_steps: 1" + b"0" * 30 + b"}", "training.max_steps = 1000"),
+        (b"training: {learning_rate: .nan}", "training.learning_rate = nan: input should be a finite number"),
+        (b"training: {weight_decay: .inf}", "training.weight_decay = inf: input should be a finite number"),
+        (b"reporting: {stop_after_seconds_without_progress: 1e12}", "less than or equal to 10000000"),
+        (b'reporting: {sample_prompts: ["\\ud83d"]}', r"'\ud83d' holds half of a character"),
+        (b'training: {"\\x1b[31mseed": 1}', r"training.\x1b[31mseed: unknown key; did you mean `seed`?"),
+        (b"training: 3", "training: expected `key: value` lines, found 3"),
+        (
+            b"a0: &a0 {x: 1}\n"
+            + b"".join(b"a%d: &a%d {<<: [*a%d, *a%d]}\n" % (n, n, n - 1, n - 1) for n in range(1, 40)),
+            "too many merged keys",
+        ),
+    ],
+)
+def test_what_generated_files_have_found(tmp_path: Path, content: bytes, part: str) -> None:
+    path = tmp_path / "phase1_pretraining.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: ") as error:
+        load_phase_config(tmp_path, PRETRAINING)
+    assert part in str(error.value)
+    assert all(line.isprintable() for line in str(error.value).split("\n"))
+
+
+def test_aliases_of_aliases_cost_no_memory(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40))]
+    with pytest.raises(ConfigError, match="40 mistakes"):
+        load_phase_config(write(tmp_path, "\n".join(lines)), PRETRAINING)
+    with pytest.raises(ConfigError, match="expected `key: value` lines, found list"):
+        load_phase_config(write(tmp_path, "- " + "\n- ".join(line.partition(": ")[2] for line in lines)), PRETRAINING)
 
 
 def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:

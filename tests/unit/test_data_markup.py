@@ -34,24 +34,24 @@ def test_code_keeps_its_indentation_and_brackets_and_is_counted() -> None:
     assert Tokenizer().decode(np.frombuffer(outcome.tokens, dtype="<u2").tolist()) == f"{KEPT}<|endoftext|>"
     assert outcome.changed == "indented text kept as it is"
     (record,) = read('{"text": "a:\\n    b[[1]]"}', "jsonl")
-    assert clean_document(record) == "a:\n    b[[1]]"
+    assert clean_document(record)[0] == "a:\n    b[[1]]"
 
 
 def test_the_first_line_keeps_its_indentation_too() -> None:
-    assert [clean_document(text) for text in read("a:\n    b\n\n    c\n    d\n")] == ["a:\n    b", "    c\n    d"]
+    assert [clean_document(text)[0] for text in read("a:\n    b\n\n    c\n    d\n")] == ["a:\n    b", "    c\n    d"]
 
 
 @pytest.mark.parametrize(("markup", "text"), [(True, "a b c"), (False, "a  [[b]] <p>c"), (None, "a b <p>c")])
 def test_a_source_may_say_what_it_holds(markup: bool | None, text: str) -> None:
-    assert [clean_document(found) for found in read("a  [[b]] <p>c", markup=markup)] == [text]
+    assert [clean_document(found)[0] for found in read("a  [[b]] <p>c", markup=markup)] == [text]
     (row,) = read('{"text": "a  [[b]] <p>c"}', "jsonl", markup=markup)
-    assert clean_document(row) == text
+    assert clean_document(row)[0] == text
 
 
 def test_articles_are_cleaned_whatever_they_look_like() -> None:
-    assert clean_document(Text("Title", "One\n    two [[three]] <source> four")) == "Title\nOne\ntwo three four"
+    assert clean_document(Text("Title", "One\n    two [[three]] <source> four"))[0] == "Title\nOne\ntwo three four"
     (article,) = read('<doc id="1" title="">\nOne\n    two [[three]]\n</doc>\n', "wikiextractor")
-    assert clean_document(article) == "One\ntwo three"
+    assert clean_document(article)[0] == "One\ntwo three"
 
 
 @pytest.mark.parametrize(

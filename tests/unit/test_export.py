@@ -22,6 +22,7 @@ from svitlo.model.generate import answer
 from svitlo.model.weights import NoModelYet, best_state, model_from, newest_state
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from svitlo.reporting.metrics import MetricsLog
+from svitlo.reporting.status import write_status
 from svitlo.storage.files import replaced_name
 from svitlo.storage.sums import read_sums, sum_problem
 from svitlo.training.model import GPT2, grow_vocabulary
@@ -262,10 +263,37 @@ def test_best_and_newest_are_found_without_touching_anything(trained: Volumes) -
 
 
 def test_nothing_trained_is_said_clearly(volumes: Volumes) -> None:
-    with pytest.raises(NoModelYet, match="nothing was trained yet"):
-        export_model(volumes)
-    with pytest.raises(CheckpointError, match="no model yet"):
-        answer(volumes, "Hello")
+    def say(service: Path, state: str, message: str = "") -> None:
+        write_status(service, state=state, message=message)
+
+    def assert_why(words: str) -> None:
+        for command in (export_model, lambda volumes: answer(volumes, "Hello")):
+            with pytest.raises(NoModelYet, match=rf"there is no model yet\. .*{words}"):
+                command(volumes)
+
+    assert_why("Nothing was prepared or trained yet: `docker compose up -d` or `svitlo prepare`")
+    say(volumes.prepare_status, "preparing", "phase 1: 90 documents")
+    say(volumes.status, "waiting for data", "waiting for the data of phase 1")
+    assert_why(r"Data is being prepared \(phase 1: 90 documents\)\. Try again when training has begun")
+    say(volumes.prepare_status, "error", "raw: no file fits `a.txt`. Put the file there")
+    assert_why(r"Data preparation failed: raw: no file fits `a.txt`\. Put the file there")
+    say(volumes.status, "stopped", "stopped by SIGTERM")
+    assert_why("Data preparation failed")
+    say(volumes.prepare_status, "complete", "data is prepared")
+    assert_why("Training ended before it saved anything. Start it again")
+    say(volumes.status, "training")
+    assert_why("Training has begun and has not saved anything yet")
+    say(volumes.status, "error", "phase1.yaml: 1 mistake: seed = -1")
+    assert_why("Phase1.yaml: 1 mistake: seed = -1")
+
+
+def test_an_earlier_phase_stands_in_only_with_a_warning(trained: Volumes) -> None:
+    for path in trained.checkpoints(INSTRUCTION_TUNING).iterdir():
+        path.write_bytes(b"torn")
+    said: list[str] = []
+    export_model(trained, say=said.append)
+    assert "phase2: checkpoints exist and none of them is usable" in said[0]
+    assert said[0].endswith("Until then this is the model of phase 1")
 
 
 def test_answers_come_from_the_newest_model(trained: Volumes) -> None:

@@ -22,7 +22,7 @@ from svitlo.reporting.status import Status, progress_line, read_status, set_heal
 from svitlo.training.loop import PhaseRun
 from svitlo.training.state import TrainingState
 from svitlo.units import duration
-from svitlo.volumes import Volumes
+from svitlo.volumes import MARKER, Volumes
 
 
 def step(phase: int, number: int) -> dict[str, object]:
@@ -88,6 +88,31 @@ def test_an_event_on_a_full_disk_is_said_and_does_not_stop_training(
     captured = capsys.readouterr()
     assert "saved step 3" in captured.out
     assert "could not be kept" in captured.err
+
+
+def test_where_the_disk_went_away_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even for metrics whose file was not open yet."""
+    volumes = Volumes(tmp_path / "volumes")
+    volumes.set_up()
+    metrics, events = MetricsLog(volumes.metrics), EventLog(volumes.events, say=lambda _: None)
+    record = ProcessRecord(volumes.trainer_state, 60)
+    markers = {name: volumes.root / name / MARKER for name in ("logs", "checkpoints")}
+    contents = {path: path.read_bytes() for path in markers.values()}
+    for path in contents:
+        path.unlink()
+    metrics.append({"kind": "step", "phase": 1, "step": 1})
+    events.record("saved", "saved")
+    record.end("done")
+    assert not list(volumes.logs.iterdir())
+    assert not list(volumes.trainer_state.parent.iterdir())
+    assert capsys.readouterr().err.count("is not mounted any more") == 2
+    for path, content in contents.items():
+        path.write_bytes(content)
+    metrics.append({"kind": "step", "phase": 1, "step": 2})
+    metrics.close()
+    events.record("saved", "saved")
+    assert [line["step"] for line in read_metrics(volumes.metrics)] == [2]
+    assert len(read_events(volumes.events)) == 1
 
 
 def test_status_is_whole_or_absent(tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from svitlo.appliance.holding import run_service
+from svitlo.data.sources import HubUnreachable
+from svitlo.errors import SvitloError, VolumeError
+from svitlo.interruption import Interruption
 from svitlo.phases import PRETRAINING
 from svitlo.reporting import overview as overview_module
 from svitlo.reporting import status as status_module
@@ -18,10 +22,18 @@ from svitlo.reporting.events import EventLog
 from svitlo.reporting.metrics import MetricsLog
 from svitlo.reporting.overview import SCHEMA, DataOverview, overview
 from svitlo.reporting.screen import print_screen
-from svitlo.reporting.status import STALE_SECONDS, boot_seconds, set_health, write_status
+from svitlo.reporting.status import (
+    STALE_SECONDS,
+    WAITING_FOR_DATA,
+    WAITING_FOR_HUB,
+    boot_seconds,
+    set_health,
+    write_status,
+)
 from svitlo.storage.mounts import Mount
 from svitlo.volumes import Volumes
 from tests.conftest import ROOT
+from tests.support import run_main
 
 
 @pytest.fixture
@@ -161,9 +173,72 @@ def test_a_preparation_that_failed_is_not_called_not_started(
     volumes: Volumes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_status(volumes.prepare_status, state="error", message="data.yaml: phase1.sources: no file fits `*.txt`")
+    failed = ("error", "data preparation failed: data.yaml: phase1.sources: no file fits `*.txt`")
     known = overview(volumes)
-    assert (known["state"], known["message"]) == ("error", "data.yaml: phase1.sources: no file fits `*.txt`")
+    assert (known["state"], known["message"]) == failed
     assert screen(volumes, capsys).count("no file fits") == 1
+    write_status(volumes.status, state=WAITING_FOR_DATA, message="waiting for the data of phase 1", phase=1)
+    known = overview(volumes)
+    assert (known["state"], known["message"]) == failed, "a trainer that waits for it does not hide it"
+    assert known["is_running"]
+    write_status(volumes.status, state="stopped", message="stopped by SIGTERM")
+    assert "Data preparation       failed: data.yaml" in screen(volumes, capsys)
+
+
+def test_the_real_command_leaves_its_reason_and_its_remedy(volumes: Volumes) -> None:
+    code, said = run_main("prepare", "--config", str(ROOT / "config/demo"), "--volumes", str(volumes.root))
+    assert code == 2
+    assert "no file fits `encyclopedia.txt`" in said
+    known = overview(volumes)
+    reason = said.removeprefix("error: ").rstrip("\n")
+    assert (known["state"], known["message"]) == ("error", f"data preparation failed: {reason}")
+
+
+def test_while_the_hub_cannot_be_reached_it_says_what_it_waits_for(
+    volumes: Volumes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_status(volumes.prepare_status, state=WAITING_FOR_HUB, message="the hub cannot be reached")
+    for trainer in (None, WAITING_FOR_DATA):
+        if trainer:
+            write_status(volumes.status, state=trainer, message="waiting for the data of phase 1", phase=1)
+        known = overview(volumes)
+        assert (known["state"], known["message"]) == (WAITING_FOR_HUB, "the hub cannot be reached")
+        assert screen(volumes, capsys).count("the hub cannot be reached") == 1
+
+
+def test_a_trainer_whose_data_nobody_prepares_says_what_to_do(volumes: Volumes) -> None:
+    write_status(volumes.status, state=WAITING_FOR_DATA, message="waiting for the data of phase 1", phase=1)
+    assert "and nothing prepares it: `docker compose up -d` or `svitlo prepare`" in overview(volumes)["message"]
+
+
+def test_a_service_that_a_person_has_to_help_shows_why(volumes: Volumes, capsys: pytest.CaptureFixture[str]) -> None:
+    write_status(volumes.status, state="error", message="phase1_pretraining.yaml: 1 mistake\n  training.seed = -1")
+    text = screen(volumes, capsys)
+    assert re.search(r"State +error", text)
+    assert "training.seed = -1" in text
+
+
+def fail(volumes: Volumes, error: SvitloError, *, hold: bool) -> None:
+    """Let data-prep end with an error. `hold`: in a container, which is started again where that may help."""
+
+    def work() -> str:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_service(work, volumes.prepare_status, Interruption(signals=()), hold=hold)
+
+
+def test_only_what_is_tried_again_is_called_waiting(volumes: Volumes) -> None:
+    fail(volumes, HubUnreachable("the hub cannot be reached"), hold=True)
+    known = overview(volumes)
+    assert (known["state"], known["message"]) == (
+        WAITING_FOR_HUB,
+        "the hub cannot be reached. This is tried again by itself",
+    )
+    fail(volumes, HubUnreachable("the hub cannot be reached"), hold=False)
+    assert overview(volumes)["state"] == "error", "a command that has ended waits for nothing"
+    fail(volumes, VolumeError("the disk is full"), hold=True)
+    assert overview(volumes)["state"] == "error"
 
 
 def test_saves_do_not_push_other_events_off_the_screen(volumes: Volumes) -> None:

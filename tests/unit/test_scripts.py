@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from svitlo.config import load_phase_config
+from svitlo.phases import PHASES
 from tests.conftest import ROOT
 
 PROGRAMS = (
@@ -242,6 +244,18 @@ def test_the_demo_has_its_own_project(checkout: Checkout) -> None:
     acted = [line for line in calls(checkout) if "|compose " in line and "config" not in line]
     assert len(acted) > 3
     assert all(line.startswith("|svitlo-demo|") for line in acted)
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [("0-5", 6), ("0,2,4", 3), ("1", 1)])
+def test_the_demo_shows_the_speed_of_this_machine(checkout: Checkout, cpus: str, threads: int) -> None:
+    """With a fixed number of threads it showed that of a machine with so many cores."""
+    stand_in(checkout)
+    checkout.program("sleep", "mkdir -p volumes-demo/checkpoints; touch volumes-demo/checkpoints/complete.json")
+    checkout.run("make", "demo", check=False, TRAINER_CPUS=cpus)
+    for phase in PHASES:
+        folder = checkout.folder / "volumes-demo/config"
+        assert load_phase_config(folder, phase).numerics.threads == threads
+        assert load_phase_config(checkout.folder / "config/demo", phase).numerics.threads == 2, "the original stays"
 
 
 @pytest.mark.parametrize("network", ["net", "gone"])

@@ -13,7 +13,7 @@ from svitlo.machine import boot_id, memory_limit, oom_kills
 from svitlo.reporting.metrics import last_step
 from svitlo.reporting.status import WAITING_FOR_DATA, read_status
 from svitlo.storage.files import write_json
-from svitlo.volumes import Volumes
+from svitlo.volumes import Volumes, VolumeWatch
 
 MOST_DEATHS = 3
 """A trainer that has died this often in a row at the same step does not try again by itself."""
@@ -80,12 +80,13 @@ class Ending:
 class ProcessRecord:
     """A file that tells the next trainer whether the last one ended cleanly.
 
-    Never raises `OSError`: on a full disk a death may go unnoticed, but training goes on.
+    Never raises `OSError`: where the disk is full or went away, a death may go unnoticed, but training goes on.
     """
 
     def __init__(self, path: Path, watchdog_seconds: float) -> None:
         """`watchdog_seconds`: the watchdog ends a trainer after this long without progress."""
         self._path = path
+        self._volume = VolumeWatch(path.parent)
         self._watchdog_seconds = watchdog_seconds
         self._content: dict[str, Any] = {}
 
@@ -152,6 +153,7 @@ class ProcessRecord:
     def _write(self, **content: Any) -> None:
         self._content = {**content, "boot_id": boot_id()}
         with contextlib.suppress(OSError):
+            self._volume.require()
             write_json(self._path, self._content)
 
 

@@ -34,7 +34,9 @@ def run_service(work: Callable[[], str], status: Path, interruption: Interruptio
         set_health(False, str(error))
         # Without its marker the folder may be where a disk is to be mounted.
         if not isinstance(error, AlreadyRunning) and (status.parent / MARKER).is_file():
-            write_status(status, state="error", message=str(error))
+            tries_again = hold and not error.is_permanent
+            message = f"{error}. This is tried again by itself" if tries_again else str(error)
+            write_status(status, state=error.state if tries_again else "error", message=message)
         if not (hold and error.is_permanent):
             raise
         print(f"error: {error}\nNothing is lost. Fix this, then restart the container. It waits here.", file=sys.stderr)

@@ -15,7 +15,7 @@ from svitlo.appliance.endings import MOST_DEATHS, Ending, ProcessRecord, traces_
 from svitlo.config import DATA_FILE, PhaseConfig, load_data_config, load_phase_config
 from svitlo.errors import AlreadyRunning, ConfigError, DamagedData, SvitloError
 from svitlo.interruption import Interrupted, Interruption
-from svitlo.manifest import DataNotReady, Manifest, load_manifest, verify_shards
+from svitlo.manifest import MANIFEST, DataNotReady, Manifest, load_manifest, verify_shards
 from svitlo.phases import PHASES, PRETRAINING, Phase
 from svitlo.reporting.events import print_line, read_events
 from svitlo.reporting.progress import GAVE_UP, MACHINE_FAULT, Progress
@@ -214,7 +214,8 @@ def _wait_for_data(
                 _refuse_outdated(request, phase, manifest)
             verify_shards(volumes.data(phase), manifest, content=damaged.__contains__)
         except (DataNotReady, DamagedData) as error:
-            progress.waiting_for_data(phase, str(error) if isinstance(error, DamagedData) else "")
+            reason = str(error) if (volumes.data(phase) / MANIFEST).exists() else ""
+            progress.waiting_for_data(phase, reason, is_damaged=isinstance(error, DamagedData))
             interruption.wait(_SECONDS_BETWEEN_LOOKS)
             volumes.require("data")
         else:

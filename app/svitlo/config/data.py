@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from svitlo.config.reading import Section, load
+from svitlo.config.reading import Count, Section, load
 from svitlo.phases import Phase
 
 DATA_FILE = "data.yaml"
@@ -49,7 +49,7 @@ def _formats_of(info: ValidationInfo) -> Mapping[str, FormatKind]:
 class Source(Section):
     """One place that text comes from: a data set on the hub, or files below `volumes/raw/`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)
     """The name of the source in the manifest and in reports."""
     format: str
     """How documents or conversations are laid out: the name of a module in data/formats/."""
@@ -70,13 +70,13 @@ class Source(Section):
     """For `jsonl` and hub text: the field that holds the title, which becomes the document's first line."""
     check_language: bool = True
     """Stop if the text does not look like English. Set `false` for other languages."""
-    max_documents: int | None = Field(default=None, ge=1)
+    max_documents: Count | None = None
     """Stop after this many documents of this source."""
     fields: dict[str, str] | None = Field(default=None, min_length=1, exclude_if=lambda value: value is None)
     """For records whose field names differ from the format's: `{instruction: prompt, output: response}`. If not set, it
     is left out of what is recorded, so that data prepared before this key existed stays valid."""
 
-    longest_document: int | None = Field(default=None, ge=100, exclude_if=lambda value: value is None)
+    longest_document: int | None = Field(default=None, ge=100, le=2**31, exclude_if=lambda value: value is None)
     """For `text` in files: longer documents are cut at ends of sentences. In characters. Not recorded if not set."""
     markup: bool | None = Field(default=None, exclude_if=lambda value: value is None)
     """For text: `true` removes all that looks like markup, `false` nothing. If not set, tags are removed where they are
@@ -140,7 +140,7 @@ class Source(Section):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(known)}"
-                raise ValueError(f"format {info.data['format']} has no field `{name}`; {hint}")
+                raise ValueError(f"format {info.data['format']} has no field `{name[:60]}`; {hint}")
         return names
 
     @model_validator(mode="after")
@@ -151,8 +151,8 @@ class Source(Section):
             raise ValueError("`revision` is missing: pin the data set to a commit, or runs cannot be repeated")
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}|" + UNPINNED, self.revision):
             raise ValueError(
-                f"`revision` ({self.revision}) is not a commit: give its 40 hex digits, because branches and tags move "
-                f"(or `{UNPINNED}`, to take the current one)"
+                f"`revision` ({self.revision[:60]}) is not a commit: give its 40 hex digits, because branches and tags "
+                f"move (or `{UNPINNED}`, to take the current one)"
             )
         if self.hub is not None and self.encoding is not None:
             raise ValueError("`encoding` is for files: what comes from the hub has none to choose")
@@ -196,11 +196,11 @@ class TextData(PhaseData):
 
     sources: list[Annotated[Source, _must_give("text", "phase 1 reads text")]] = Field(min_length=1)
     """Read in this order."""
-    max_tokens: int | None = Field(default=None, ge=1_000)
+    max_tokens: int | None = Field(default=None, ge=1_000, le=10**12)
     """Stop after this many training tokens. Empty means all."""
-    shard_tokens: int = Field(default=2_097_152, ge=4_096)
+    shard_tokens: int = Field(default=2_097_152, ge=4_096, le=2**31)
     """Tokens in a shard file (2 bytes each)."""
-    min_document_words: int = Field(default=10, ge=1)
+    min_document_words: Count = 10
     """Documents with fewer words are dropped and counted (redirects, empty pages)."""
 
 
@@ -211,7 +211,7 @@ class ConversationData(PhaseData):
     """Read in this order."""
     sequence_length: int = Field(default=256, ge=32, le=4_096)
     """The window in tokens. At most `model.positions` of phase 1."""
-    shard_conversations: int = Field(default=16_384, ge=16)
+    shard_conversations: int = Field(default=16_384, ge=16, le=2**31)
     """Conversations in a shard."""
 
 

@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from svitlo.config.reading import Section, load
+from svitlo.config.reading import Count, Section, load
 from svitlo.errors import ConfigError
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING, Phase
+
+_LONGEST_SECONDS = 10_000_000
+"""115 days. The system's timers do not take any number."""
 
 
 class ModelConfig(Section):
@@ -18,7 +21,7 @@ class ModelConfig(Section):
     layers: int = Field(default=6, ge=1, le=96)
     width: int = Field(default=320, ge=8, le=8_192)
     """Embedding and hidden size; a multiple of `heads`."""
-    heads: int = Field(default=5, ge=1)
+    heads: int = Field(default=5, ge=1, le=8_192)
     positions: int = Field(default=256, ge=32, le=4_096)
     """The window in tokens."""
 
@@ -32,13 +35,13 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """How long to train, and how."""
 
-    max_epochs: int = Field(default=3, ge=1)
+    max_epochs: Count = 3
     """At most this many passes over the training data."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: Count | None = None
     """At most this many optimizer steps. Empty means as many as `max_epochs` gives."""
-    micro_batch: int = Field(default=4, ge=1)
+    micro_batch: int = Field(default=4, ge=1, le=65_536)
     """Sequences in one forward and backward pass."""
-    gradient_accumulation: int = Field(default=4, ge=1)
+    gradient_accumulation: Count = 4
     """Micro-batches in one optimizer step."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon for the matrices of the blocks, AdamW for the rest. `adamw`: AdamW for all."""
@@ -47,7 +50,7 @@ class TrainingConfig(Section):
     muon_learning_rate: float = Field(default=0.02, gt=0, lt=1)
     """Peak learning rate of Muon."""
     muon_momentum: float = Field(default=0.95, ge=0, lt=1)
-    muon_weight_decay: float = Field(default=0.1, ge=0)
+    muon_weight_decay: float = Field(default=0.1, ge=0, le=1_000)
     warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly to its peak."""
     schedule: Literal["cosine", "linear", "trapezoid"] = "linear"
@@ -56,16 +59,16 @@ class TrainingConfig(Section):
     """Share of the steps over which `trapezoid` falls."""
     final_learning_rate_fraction: float = Field(default=0.0, ge=0, le=1)
     """The learning rates fall to this share of their peak."""
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=1_000)
     """Weight decay of AdamW, for matrices. Norms and biases have none."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
-    max_gradient_norm: float = Field(default=1.0, gt=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0, le=1e9)
     """Gradients longer than this are scaled down to it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    early_stopping_patience: int = Field(default=2, ge=1)
+    early_stopping_patience: Count = 2
     """Stop after this many evaluations in a row without improvement."""
-    min_improvement: float = Field(default=0.001, ge=0)
+    min_improvement: float = Field(default=0.001, ge=0, le=1_000)
     """Validation loss must fall by more than this to count as improvement."""
     keep_weights: Literal["best", "last"] = "best"
     """What a phase hands on: the weights with the lowest validation loss, or those of the last evaluation."""
@@ -79,24 +82,24 @@ class HeadConfig(Section):
 
     sampled_fraction: float = Field(default=0.9, ge=0, le=1)
     """Share of the steps, from the first, that compute only a part of the vocabulary. 0: always all of it."""
-    sampled_tokens: int = Field(default=3_072, ge=1)
+    sampled_tokens: Count = 3_072
     """Average number of tokens drawn in each step, in addition to its targets. They stand for the whole vocabulary."""
 
 
 class EvaluationConfig(Section):
     """When to measure the validation loss, and on how much data."""
 
-    every_n_steps: int = Field(default=1_000, ge=1)
-    max_sequences: int | None = Field(default=500, ge=1)
+    every_n_steps: Count = 1_000
+    max_sequences: Count | None = 500
     """Use only this many validation sequences, from the first. Empty means all."""
 
 
 class CheckpointConfig(Section):
     """When to save. None of these change the result, so you may change them during a run."""
 
-    save_every_seconds: float = Field(default=60, ge=1)
+    save_every_seconds: float = Field(default=60, ge=1, le=_LONGEST_SECONDS)
     """The shortest interval. It grows while saving would cost more than `max_cost`."""
-    save_every_n_steps: int | None = Field(default=None, ge=1)
+    save_every_n_steps: Count | None = None
     """Also save every this many optimizer steps."""
     max_cost: float = Field(default=0.01, gt=0, le=1)
     """The largest share of the time that saving may take."""
@@ -109,12 +112,12 @@ class CheckpointConfig(Section):
 class ReportingConfig(Section):
     """What people see. None of these change the result."""
 
-    line_every_seconds: float = Field(default=5, gt=0)
+    line_every_seconds: float = Field(default=5, gt=0, le=_LONGEST_SECONDS)
     """Seconds between progress lines."""
     sample_prompts: list[str] = Field(default=["The sun is", "Water is a", "In the winter, people"])
     """Completed at each evaluation."""
     sample_tokens: int = Field(default=40, ge=0, le=1_000)
-    stop_after_seconds_without_progress: float = Field(default=1_800, ge=10)
+    stop_after_seconds_without_progress: float = Field(default=1_800, ge=10, le=_LONGEST_SECONDS)
     """The watchdog ends a trainer that has made no progress for this long, so that it restarts."""
 
 

@@ -21,13 +21,15 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from svitlo.data.head import HEAD_BYTES
-from svitlo.data.patterns import fits, parts_of, shown_name, why_left_out
+from svitlo.data.patterns import fits, in_other_case, parts_of, why_left_out
 from svitlo.errors import DataError
+from svitlo.storage.sums import shown
+from svitlo.units import printable
 
 
 def broken_archive_errors() -> tuple[type[BaseException], ...]:
@@ -57,10 +59,14 @@ class PackedFile:
     def __init__(
         self, path: Path, members: str | None, name: str, announce: Callable[[str], None] = lambda _: None
     ) -> None:
-        """`members`: pattern for the members of an archive. `name`: the name of the file in messages."""
+        """`members`: pattern for the members of an archive. `name`: the name of the file in manifests."""
         self.path = path
         self.members = members
-        self.name = name
+        self.recorded_name = name
+        self.name = shown(name)
+        """In messages."""
+        self.left_out: dict[str, str] = {}
+        """Members that nearly fit and are not read, with the reasons. Complete when the archive has been read."""
         self._announce = announce
         self.num_bytes = path.stat().st_size
         self._raw: IO[bytes] | None = None
@@ -72,6 +78,10 @@ class PackedFile:
         if self._raw is None or self._raw.closed:
             return self.num_bytes if self._is_read else 0
         return min(self.num_bytes, self._raw.tell())
+
+    def takes(self, member: str) -> bool:
+        """Whether a member of this name has been read."""
+        return self.members is not None and member not in self.left_out and _fits(member, self.members)
 
     def streams(self) -> Iterator[tuple[str, io.BufferedReader]]:
         """Each stream with its name. Raises `DataError` for damaged archives and patterns that match nothing."""
@@ -93,7 +103,9 @@ class PackedFile:
             elif kind == "tar":
                 yield from self._tar_members(raw, self.members)
             else:
-                raise DataError(f"{self.name}: is neither a zip nor a tar archive, so it has no `::{self.members}`")
+                raise DataError(
+                    f"{self.name}: is neither a zip nor a tar archive, so it has no `::{printable(self.members)}`"
+                )
         self._is_read = True
 
     def _zip_members(self, raw: IO[bytes], pattern: str) -> Iterator[tuple[str, io.BufferedReader]]:
@@ -109,7 +121,7 @@ class PackedFile:
         fitting = [(info, name) for info, name in zip(entries, names, strict=True) if _fits(name, pattern)]
         self._require(len(fitting), names)
         for info, name in fitting:
-            full_name = f"{self.name}::{name}"
+            full_name = f"{self.name}::{shown(name)}"
             if info.flag_bits & 1:
                 raise DataError(f"{full_name}: is encrypted. Unpack the archive with its password and name the files")
             try:
@@ -132,34 +144,43 @@ class PackedFile:
 
     def _tar_members(self, raw: IO[bytes], pattern: str) -> Iterator[tuple[str, io.BufferedReader]]:
         names: list[str] = []
+        links: list[str] = []
         num_fitting = 0
         # Several concatenated archives are read as one: people join the parts of a download.
         with tarfile.open(
             fileobj=_unpacked(raw, self.name), mode="r|", tarinfo=_strict_headers(self.name), ignore_zeros=True
         ) as archive:
             for info in archive:
-                if not info.isfile():
+                if info.isdir():
                     continue
-                names.append(shown_name(info.name))
+                if not info.isfile():
+                    links.append(info.name)
+                    continue
+                names.append(info.name)
                 member = archive.extractfile(info)
                 if not _fits(info.name, pattern) or member is None:
                     continue
                 num_fitting += 1
-                full_name = f"{self.name}::{shown_name(info.name)}"
+                full_name = f"{self.name}::{shown(info.name)}"
                 yield full_name, _unpacked(cast(IO[bytes], _Adapter(member)), full_name)
-        self._require(num_fitting, names)
+        self._require(num_fitting, names, links)
 
-    def _require(self, num_fitting: int, names: list[str]) -> None:
+    def _require(self, num_fitting: int, names: list[str], links: Sequence[str] = ()) -> None:
+        """Note what is left out. Raises `DataError` where no member fits. `links`: members that are no files."""
+        pattern = self.members or ""
+        why = {name: reason for name in names if (reason := _why_left_out(name, pattern))}
+        why |= {name: "no file, but a link or a device" for name in links if _fits(name, pattern)}
+        self.left_out = dict(sorted(why.items()))
+        left_out = [f"{shown(name)} ({reason})" for name, reason in self.left_out.items()]
+        listed = f"; left out: {', '.join(left_out[:8])}" + (", ..." if len(left_out) > 8 else "") if left_out else ""
         if not num_fitting:
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            raise DataError(f"{self.name}: no member fits `{self.members}`; the archive holds {shown or 'no files'}")
-        if num_fitting < len(names):
-            why = {name: reason for name in names if (reason := _why_left_out(name, self.members or ""))}
-            left_out = ", ".join(f"{name} ({reason})" for name, reason in list(why.items())[:8])
-            self._announce(
-                f"{self.name}: {num_fitting:,} of {len(names):,} members fit `{self.members}`"
-                + (f"; left out: {left_out}" + (", ..." if len(why) > 8 else "") if why else "")
-            )
+            there = [shown(name) for name in names]
+            in_words = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+            holds = f"the archive holds {in_words or 'no files'}{listed}"
+            raise DataError(f"{self.name}: no member fits `{printable(pattern)}`; {holds}")
+        if num_fitting < len(names) + len(links):
+            fit = f"{num_fitting:,} of {len(names) + len(links):,} members fit `{printable(pattern)}`"
+            self._announce(f"{self.name}: {fit}{listed}")
 
 
 def _zip_names(entries: list[zipfile.ZipInfo], pattern: str) -> list[str]:
@@ -190,7 +211,9 @@ def _fits(name: str, pattern: str) -> bool:
 
 def _why_left_out(name: str, pattern: str) -> str | None:
     parts, patterns = _compared(name, pattern)
-    return why_left_out(parts, patterns) if fits(parts, patterns, with_hidden=True) else None
+    if fits(parts, patterns, with_hidden=True):
+        return why_left_out(parts, patterns)
+    return f"fits `{printable(pattern)}` only in other upper and lower case" if in_other_case(parts, patterns) else None
 
 
 def _compared(name: str, pattern: str) -> tuple[list[str], list[str]]:

@@ -91,6 +91,9 @@ class PhaseBuild:
         self._check_division(progress)
         progress.is_finished = True
         self._check_totals(progress)
+        for source, num_documents in zip(self._data.sources, progress.had_markup, strict=False):
+            if num_documents:
+                self._reporter.say(f"{self._phase}, {source.name}: markup removed from {num_documents:,} documents")
         self._journal.save(progress, writers, digests)
 
     def _add_all(self, progress: Progress, writers: dict[str, SplitWriter], digests: DigestSet) -> None:
@@ -100,6 +103,7 @@ class PhaseBuild:
             if source.max_documents is not None and progress.sources[number].documents >= source.max_documents:
                 full.add(number)
         outcomes = self._workers.outcomes(self._plan.task, self._stream(progress.position, full))
+        num_complete = len(self._documents)
         for count, (place, outcome) in enumerate(outcomes):
             if place[0] in full:
                 continue
@@ -111,6 +115,7 @@ class PhaseBuild:
                     f"{self._phase}: stopped at `max_tokens` ({self._plan.max_tokens:,}) in source "
                     f"{self._data.sources[place[0]].name}; what follows is not read"
                 )
+                num_complete = place[0]
                 break
             has_written = self._add(progress, writers[split], digests, place, outcome)
             train_tokens = progress.splits["train"].tokens
@@ -119,9 +124,19 @@ class PhaseBuild:
                 full.add(place[0])
             progress.position = (place[0], place[1], place[2] + 1)
             if has_written:
+                self._note_members(progress, set(range(place[0])) - full)
                 self._journal.save(progress, writers, digests)
             if count % 64 == 0 or has_written:
                 self._reporter.advance(_documents(progress), _tokens(progress), self._fraction(progress, place[0]))
+
+        self._note_members(progress, set(range(num_complete)) - full)
+
+    def _note_members(self, progress: Progress, complete: set[int]) -> None:
+        """Note which members of archives were left out, of sources that were read to their end: of others it is chance
+        how far they were read ahead."""
+        for number, (left_out, documents) in enumerate(zip(progress.left_out, self._documents, strict=False)):
+            if number in complete:
+                left_out += [name for name in documents.members_left_out if name not in left_out]
 
     def _add(self, progress: Progress, writer: SplitWriter, digests: DigestSet, place: Place, outcome: Outcome) -> bool:
         """Count the document and, where it is used, write it. Returns whether a shard was filled."""
@@ -135,6 +150,8 @@ class PhaseBuild:
             return False
         if outcome.changed is not None:
             counts.changed[outcome.changed] = counts.changed.get(outcome.changed, 0) + 1
+        if outcome.had_markup and progress.had_markup:  # there is no count where an older version has begun
+            progress.had_markup[place[0]] += 1
         split = progress.splits[self._plan.task.split_of(outcome)]
         num_tokens = len(outcome.tokens) // 2
         for part in (counts, split):

@@ -90,11 +90,16 @@ def clean_text(text: str, *, is_markup: bool = True) -> str:
 
     Unless `is_markup`, what only looks like a tag stays: `copy <source> <target>`.
     """
+    return without_markup(text, is_markup=is_markup)[0]
+
+
+def without_markup(text: str, *, is_markup: bool) -> tuple[str, bool]:
+    """`clean_text`, and whether it has removed markup."""
     if "&" in text:
         text = html.unescape(text)
         if "&" in text:  # `&amp;lt;` occurs where text was escaped twice
             text = html.unescape(text)
-    text = clean_characters(text)
+    before = text = clean_characters(text)
     if "<" in text:
         text = _remove_tags(text, is_markup)
     if "[" in text or "{" in text or "'''" in text or "__" in text:
@@ -103,7 +108,7 @@ def clean_text(text: str, *, is_markup: bool = True) -> str:
         text = _BRACKETS.sub("", text)
     if "_" in text:
         text = _PLACEHOLDER.sub("", text)
-    return _fill_holes(text)
+    return _fill_holes(text), text != before
 
 
 def _remove_tags(text: str, is_markup: bool) -> str:

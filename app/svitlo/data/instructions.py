@@ -31,6 +31,8 @@ class Outcome(NamedTuple):
     """One byte for each token, 1 if it carries loss. Empty in phase 1."""
     changed: str | None = None
     """What was left out of it, if anything."""
+    had_markup: bool = False
+    """Whether markup was removed from it."""
 
 
 def dropped(reason: str) -> Outcome:

@@ -73,7 +73,9 @@ class Progress:
     """Source, unit and number of the next document."""
     digest_files: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[list[str]] = field(default_factory=list)
-    """What each source leaves out, as it was when the preparation began."""
+    """What each source leaves out: files as it was when the preparation began, and members of archives read so far."""
+    had_markup: list[int] = field(default_factory=list)
+    """Documents of each source that markup was removed from. For the report: the manifest stays that of version 0.1."""
     groups: dict[int, int] = field(default_factory=dict)
     """Conversations in each group that is divided as a whole."""
     division: Division | None = None
@@ -120,6 +122,7 @@ class Journal:
             position=tuple(body["position"]),
             digest_files=body["digest_files"],
             left_out=body.get("left_out", []),
+            had_markup=body.get("had_markup", []),
             groups={int(group): count for group, count in body.get("groups", {}).items()},
             division=Division.from_dict(body["division"]) if body.get("division") else None,
             is_finished=body["is_finished"],
@@ -192,6 +195,7 @@ class Journal:
             "digest_files": progress.digest_files,
             "pending_file": vars(self._pending_file),
             "left_out": progress.left_out,
+            "had_markup": progress.had_markup,
             "groups": {str(group): count for group, count in progress.groups.items()},
             "division": progress.division and progress.division.as_dict(),
             "is_finished": progress.is_finished,

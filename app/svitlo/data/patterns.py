@@ -96,6 +96,6 @@ def in_other_case(parts: Sequence[str], patterns: Sequence[str]) -> bool:
     return fits([part.casefold() for part in parts], [pattern.casefold() for pattern in patterns])
 
 
-def shown_name(name: str) -> str:
-    """A name for messages and manifests. Bytes that are not UTF-8 are escaped."""
+def recorded_name(name: str) -> str:
+    """A name for manifests. Bytes that are not UTF-8 are escaped. Messages escape more: see `storage.sums.shown`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -43,7 +43,6 @@ class Preparation:
         # Where a file system cannot exchange two names, a power cut can fall between two renames.
         if not self._folder.exists() and (self._beside / MANIFEST).is_file():
             rename_durably(self._beside, self._folder)
-        make_folder(self._folder)
 
     # --- complete and unchanged? ---
 
@@ -91,8 +90,8 @@ class Preparation:
             except DataError:
                 continue
             now = FileDocuments(source, files, digests).identity()["files"]
-            before = {file["name"]: file for file in recorded["identity"]["files"]}
-            if any(before.get(file["name"]) != file for file in now):
+            before = {tuple(sorted(file.items())) for file in recorded["identity"]["files"]}
+            if any(tuple(sorted(file.items())) not in before for file in now):
                 changed = changed or f"source {source.name} below {self._volumes.raw}"
         journal.save_known_digests(digests.known)
         return changed
@@ -116,6 +115,7 @@ class Preparation:
         ]
         identities = [found.identity() for found in documents]
 
+        make_folder(self._folder)  # not before: a mistake in data.yaml writes nothing
         present.remove_leftovers()
         progress = _progress_of(present, identities)
         if not self._why:
@@ -233,7 +233,8 @@ def _begin(documents: list[Documents], identities: list[dict[str, Any]]) -> Prog
     return Progress(
         identities=identities,
         sources=[SourceCounts() for _ in documents],
-        left_out=[found.left_out for found in documents],
+        left_out=[list(found.left_out) for found in documents],
+        had_markup=[0] * len(documents),
     )
 
 

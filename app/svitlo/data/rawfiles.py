@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from svitlo.config import Source
 from svitlo.data.archives import PackedFile
-from svitlo.data.patterns import fits, in_other_case, leads_to, parts_of, problem_of, shown_name, why_left_out
+from svitlo.data.patterns import fits, in_other_case, leads_to, parts_of, problem_of, recorded_name, why_left_out
 from svitlo.errors import DataError
+from svitlo.storage.sums import shown
+from svitlo.units import printable
 from svitlo.volumes import MARKER
 
 MOST_NAMED = 100
@@ -42,7 +44,7 @@ def find_files(source: Source, raw_folder: Path, announce: Callable[[str], None]
     globs = [parts_of(pattern.partition("::")[0]) for pattern in patterns]
     looks_in_hidden = any(part.startswith(".") for glob in globs for part in glob)
     there = sorted(_walk(raw_folder, "", (), looks_in_hidden), key=lambda entry: entry.name.split("/"))
-    files: dict[str, PackedFile] = {}
+    files: dict[tuple[Path, str], PackedFile] = {}
     taken: set[str] = set()
     left_out: dict[str, str] = {}
     unused = []
@@ -50,19 +52,23 @@ def find_files(source: Source, raw_folder: Path, announce: Callable[[str], None]
         entries = _fitting(there, glob, left_out)
         members = pattern.partition("::")[2]
         for entry in entries:
-            name = shown_name(entry.name)
-            taken.add(name)
-            files.setdefault(f"{name}::{members}", PackedFile(entry.path, members or None, name, announce))
+            taken.add(entry.name)
+            packed = PackedFile(entry.path, members or None, recorded_name(entry.name), announce)
+            files.setdefault((entry.path, members), packed)
         if not entries:
             unused.append(pattern)
-    named = [f"{name} ({reason})" for name, reason in sorted(left_out.items()) if name not in taken]
+    named = [f"{shown(name)} ({reason})" for name, reason in sorted(left_out.items()) if name not in taken]
     if not files:
         raise DataError(_nothing_fits(source, raw_folder, unused, there, named))
     for pattern in unused:
-        announce(f"warning: source {source.name}: nothing fits `{pattern}` below {raw_folder}")
-    if len(named) > MOST_NAMED:
-        named[MOST_NAMED:] = [f"{len(named) - MOST_NAMED:,} more"]
-    return FoundFiles(list(files.values()), named)
+        announce(f"warning: source {source.name}: nothing fits `{printable(pattern)}` below {raw_folder}")
+    return FoundFiles(list(files.values()), at_most(named))
+
+
+def at_most(named: list[str]) -> list[str]:
+    """The first names, and how many there are besides."""
+    others = [f"{len(named) - MOST_NAMED:,} more"] if len(named) > MOST_NAMED else []
+    return named[:MOST_NAMED] + others
 
 
 def _check_pattern(source: Source, pattern: str, raw_folder: Path) -> None:
@@ -71,7 +77,7 @@ def _check_pattern(source: Source, pattern: str, raw_folder: Path) -> None:
     if glob.startswith("/") or ".." in glob.split("/") or not glob:
         problem = f"must be a pattern below {raw_folder}, without `..` and not absolute"
     if problem is not None:
-        raise DataError(f"data.yaml: source {source.name}: `{pattern}`: {problem}")
+        raise DataError(f"data.yaml: source {source.name}: `{printable(pattern)}`: {printable(problem)}")
 
 
 def _fitting(there: list[_Entry], glob: list[str], left_out: dict[str, str]) -> list[_Entry]:
@@ -85,12 +91,12 @@ def _fitting(there: list[_Entry], glob: list[str], left_out: dict[str, str]) -> 
         if entry.problem is not None:
             is_near = leads_to(parts, glob) if entry.name.endswith("/") else fits(parts, glob)
             if is_near:
-                left_out[shown_name(entry.name)] = entry.problem
+                left_out[entry.name] = entry.problem
         elif not fits(parts, glob, with_hidden=True):
             if in_other_case(parts, glob):
-                left_out[shown_name(entry.name)] = f"fits `{'/'.join(glob)}` only in other upper and lower case"
+                left_out[entry.name] = f"fits `{printable('/'.join(glob))}` only in other upper and lower case"
         elif reason := why_left_out(parts, glob):
-            left_out[shown_name(entry.name)] = reason
+            left_out[entry.name] = reason
         else:
             fitting.append(entry)
     return fitting
@@ -119,18 +125,21 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], looks_i
             yield _Entry(prefix + name, path, None)
         elif path.is_symlink():
             yield _Entry(prefix + name, path, "a link to something that is not visible here")
+        elif not is_file:
+            yield _Entry(prefix + name, path, "neither a file nor a folder")
 
 
 def _nothing_fits(source: Source, raw_folder: Path, unused: list[str], there: list[_Entry], named: list[str]) -> str:
     names = [
-        shown_name(entry.name) + (_DEAD_LINK if entry.path.is_symlink() and not entry.path.exists() else "")
+        shown(entry.name) + (_DEAD_LINK if entry.path.is_symlink() and not entry.path.exists() else "")
         for entry in there
     ]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     left_out = f" Left out: {', '.join(named[:8])}." if named else ""
-    folders = [pattern for pattern in unused if (raw_folder / pattern).is_dir()]
-    remedy = f"`{folders[0].rstrip('/')}/**/*` takes all files in that folder" if folders else "change the pattern"
+    folders = [printable(pattern.rstrip("/")) for pattern in unused if (raw_folder / pattern).is_dir()]
+    remedy = f"`{folders[0]}/**/*` takes all files in that folder" if folders else "change the pattern"
+    patterns = " or ".join(f"`{printable(pattern)}`" for pattern in unused)
     return (
-        f"{raw_folder}: no file fits {' or '.join(f'`{pattern}`' for pattern in unused)} (source {source.name} in "
-        f"data.yaml).{left_out} Put the file there, or {remedy}. In the folder: {shown or 'nothing'}"
+        f"{raw_folder}: no file fits {patterns} (source {source.name} in data.yaml).{left_out} Put the file there, or "
+        f"{remedy}. In the folder: {listed or 'nothing'}"
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import reprlib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from svitlo.data.head import Head, columns_of, separator_of
 from svitlo.data.jsonrecords import LONGEST_RECORD, NotJson, json_records
 from svitlo.errors import DataError
+from svitlo.units import shown
 
 PARQUET_ROWS = 1_000
 """Rows of Parquet in memory at a time."""
@@ -143,17 +143,3 @@ def text_in(place: Place, field: str, value: Any) -> str:
 def is_nothing(value: Any) -> bool:
     """Null, or a NaN."""
     return value is None or (isinstance(value, (float, Decimal)) and value != value)
-
-
-_short = reprlib.Repr()
-_short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
-
-
-def shown(value: Any) -> str:
-    """Any value, shortened for a message."""
-    return printable(_short.repr(value))[:100]
-
-
-def printable(text: str) -> str:
-    """Text for a one-line message. Escapes what cannot be printed, such as line ends and unpaired surrogates."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

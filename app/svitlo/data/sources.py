@@ -17,12 +17,14 @@ from svitlo.config import UNPINNED, Source
 from svitlo.data.archives import PackedFile, broken_archive_errors
 from svitlo.data.formats import Raw, missing_column, raw_documents, row_document, used_columns
 from svitlo.data.head import HEAD_BYTES, is_parquet
-from svitlo.data.rawfiles import find_files
+from svitlo.data.rawfiles import at_most, find_files
 from svitlo.data.records import Place
 from svitlo.data.sanity import LanguageCheck, check_bytes, check_head
 from svitlo.data.textstream import utf8_stream
 from svitlo.errors import DataError, SvitloError
+from svitlo.reporting.status import WAITING_FOR_HUB
 from svitlo.storage.files import sha256_of
+from svitlo.storage.sums import shown
 
 Announce = Callable[[str], None]
 
@@ -37,7 +39,12 @@ class Documents(Protocol):
     """The documents of one source."""
 
     left_out: list[str]
-    """What the source nearly takes and does not read, each with the reason. Not a part of its identity."""
+    """Files that the source nearly takes and does not read, each with the reason. Not a part of its identity."""
+
+    @property
+    def members_left_out(self) -> list[str]:
+        """The same of members of its archives. Complete when it has been read to its end."""
+        ...
 
     def identity(self) -> dict[str, Any]:
         """What the manifest says about the origin."""
@@ -62,6 +69,7 @@ class HubUnreachable(SvitloError):  # noqa: N818
 
     exit_code = 1
     is_permanent = False
+    state = WAITING_FOR_HUB
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -76,10 +84,10 @@ class KnownDigests:
     def of(self, file: PackedFile) -> str:
         status = file.path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
-        entry = self.known.get(file.name)
+        entry = self.known.get(file.recorded_name)
         if entry is None or entry[:3] != stamp:
             entry = [*stamp, sha256_of(file.path)]
-            self.known[file.name] = entry
+            self.known[file.recorded_name] = entry
         return str(entry[3])
 
 
@@ -100,10 +108,22 @@ class FileDocuments:
 
     def identity(self) -> dict[str, Any]:
         named = {
-            file.name: {"name": file.name, "sha256": self._digests.of(file), "bytes": file.num_bytes}
+            file.path: {"name": file.recorded_name, "sha256": self._digests.of(file), "bytes": file.num_bytes}
             for file in self._files
         }
         return {"files": list(named.values())}
+
+    @property
+    def members_left_out(self) -> list[str]:
+        """But for those that another pattern takes."""
+        return at_most(
+            [
+                f"{file.name}::{shown(member)} ({reason})"
+                for file in self._files
+                for member, reason in file.left_out.items()
+                if not any(other.path == file.path and other.takes(member) for other in self._files)
+            ]
+        )
 
     @property
     def fraction_read(self) -> float:
@@ -171,6 +191,7 @@ class HubDocuments:
         """`commit`: the commit of an unpinned revision, found when this preparation began."""
         assert source.hub is not None
         self.left_out: list[str] = []
+        self.members_left_out: list[str] = []
         self._source = source
         self._repository = source.hub
         self._cache = cache

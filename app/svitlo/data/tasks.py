@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from svitlo.data.cleaning import clean_layout, clean_text, has_layout, normalized
+from svitlo.data.cleaning import clean_layout, clean_text, has_layout, normalized, without_markup
 from svitlo.data.formats import Raw, Text, to_conversation
 from svitlo.data.instructions import Outcome, digest, dropped
 from svitlo.data.scripts import count_words
@@ -44,7 +44,8 @@ class TextTask(Task):
 
     def outcome(self, raw: Raw, tokenizer: Tokenizer) -> Outcome:
         assert isinstance(raw.content, Text)
-        texts = _documents_in(raw.content)
+        cleaned = [clean_document(part) for part in _parts_of(raw.content)]
+        texts = [text for text, _ in cleaned if text]
         if not texts:
             return dropped("empty")
         text = "\n".join(texts)
@@ -58,7 +59,7 @@ class TextTask(Task):
         changed = "divided at end-of-text markers" if len(texts) > 1 else None
         if _keeps_layout(raw.content):
             changed = f"{changed}, and indented text kept as it is" if changed else "indented text kept as it is"
-        outcome = Outcome(None, identity, identity, words, changed=changed)
+        outcome = Outcome(None, identity, identity, words, changed=changed, had_markup=any(had for _, had in cleaned))
         if self.only_split not in (None, self.split_of(outcome)):
             return outcome
         end = pack([END_OF_TEXT_TOKEN])
@@ -75,14 +76,12 @@ class ConversationTask(Task):
         return to_conversation(raw, tokenizer, self.window)
 
 
-def _documents_in(raw: Text) -> list[str]:
-    """The clean text of a document, or of all documents in it where a record holds end-of-text markers."""
+def _parts_of(raw: Text) -> list[Text]:
+    """The document, or all documents in it where a record holds end-of-text markers."""
     if END_OF_TEXT not in raw.body:
-        text = clean_document(raw)
-        return [text] if text else []
+        return [raw]
     first, *others = raw.body.split(END_OF_TEXT)
-    parts = [raw._replace(body=first), *(raw._replace(title="", body=part) for part in others)]
-    return [text for text in map(clean_document, parts) if text]
+    return [raw._replace(body=first), *(raw._replace(title="", body=part) for part in others)]
 
 
 def _keeps_layout(raw: Text) -> bool:
@@ -90,11 +89,14 @@ def _keeps_layout(raw: Text) -> bool:
     return has_layout(raw.body) and not raw.title if raw.markup is None else not raw.markup
 
 
-def clean_document(raw: Text) -> str:
-    """A document of plain text: its title as first line, then its text. Empty if there is no text."""
+def clean_document(raw: Text) -> tuple[str, bool]:
+    """A document of plain text: its title as first line, then its text. Empty if there is no text.
+
+    Also returns whether markup was removed from its text.
+    """
     title = clean_text(raw.title)
     if _keeps_layout(raw):
-        body = clean_layout(raw.body)
+        body, had_markup = clean_layout(raw.body), False
     else:
-        body = clean_text(raw.body, is_markup=bool(raw.markup or raw.title))
-    return f"{title}\n{body}" if title and body else body
+        body, had_markup = without_markup(raw.body, is_markup=bool(raw.markup or raw.title))
+    return (f"{title}\n{body}" if title and body else body), had_markup

@@ -13,8 +13,8 @@ import re
 from typing import IO, Any, cast
 
 from svitlo.data.head import HEAD_BYTES
-from svitlo.data.records import printable
 from svitlo.errors import DataError
+from svitlo.units import printable
 
 FEWEST_ZEROS = 8
 """Zero bytes in a row that no program writes into text. Single ones are dropped with other control characters."""

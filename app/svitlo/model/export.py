@@ -55,14 +55,14 @@ _SECONDS_TO_WAIT_FOR_ANOTHER_EXPORT = 300.0
 
 
 def export_model(volumes: Volumes, say: Callable[[str], object] = print_line) -> Path:
-    """Export the best state of the highest phase that was trained. Returns the folder.
+    """Export the best checkpoint of the last phase that was begun. Returns the folder.
 
     May be called while training goes on. Raises `NoModelYet`, `CheckpointError` where no checkpoint is usable and
     `VolumeError` where the export cannot be written; an older export then stays as it was.
     """
     volumes.require("checkpoints")
     volumes.require_writable("export")
-    state, last = best_state(volumes)
+    state, last = best_state(volumes, say)
     partial = volumes.model.with_name(f".{volumes.model.name}.partial")
     with _only_export(volumes):
         try:

@@ -42,7 +42,7 @@ def answer(
 
     # Training has the cores; an answer of a few seconds need not take them all.
     numerics.set_threads(min(MAX_GENERATION_THREADS, len(os.sched_getaffinity(0))))
-    model, phase, name = newest_model(volumes)
+    model, phase, name = newest_model(volumes, say)
     if phase.is_chat and not question.strip():
         raise ConfigError('the question is empty: give some text, as in `svitlo generate "What is water?"`')
     if seed is not None:
@@ -57,20 +57,20 @@ def answer(
     return complete(model, tokenizer, question, phase, max_new_tokens, temperature)
 
 
-def newest_model(volumes: Volumes) -> tuple[GPT2, Phase, str]:
+def newest_model(volumes: Volumes, say: Callable[[str], object]) -> tuple[GPT2, Phase, str]:
     """The newest model with its phase and a description: the exported one unless a checkpoint is newer.
 
-    Raises `CheckpointError` where there is none.
+    `say` is told of damaged checkpoints. Raises `CheckpointError` where there is no model.
     """
     record = exported_record(volumes)
+    state = None
     try:
-        state = newest_state(volumes)
-    except NoModelYet:
-        state = None
-    except CheckpointError:
+        state = newest_state(volumes, say)
+    except CheckpointError as error:
         if record is None:
             raise
-        state = None
+        if not isinstance(error, NoModelYet):
+            say(f"warning: {error}")
     if record is not None and (
         state is None
         or (record["run_id"], record["phase"], record["last_step"]) == (state.run_id, state.phase, state.global_step)
@@ -86,11 +86,7 @@ def newest_model(volumes: Volumes) -> tuple[GPT2, Phase, str]:
         model.eval()
         phase = phase_numbered(record["phase"])
         return model, phase, f"the exported model ({phase}, step {record['step']:,})"
-    if state is None:
-        raise CheckpointError(
-            f"{volumes.root}: there is no model yet: no export and no checkpoint. Training saves the first "
-            f"one within a minute of its start; `svitlo status` shows where it is"
-        )
+    assert state is not None
     phase = phase_numbered(state.phase)
     return model_from(state), phase, f"the newest checkpoint ({phase}, step {state.global_step:,})"
 

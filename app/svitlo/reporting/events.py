@@ -2,7 +2,7 @@
 
     {"time": "2026-03-01T18:02:11+00:00", "event": "resumed", "message": "resumed at step 12,300 ...", "step": 12300}
 
-Reporting must never stop training: if the disk is full, an event is printed but not kept.
+Reporting must never stop training: if the disk is full or went away, an event is printed but not kept.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from svitlo.reporting.jsonlines import read_json_lines
 from svitlo.storage.files import append_line
 from svitlo.storage.space import reason_of
+from svitlo.volumes import VolumeWatch
 
 
 def now_as_text() -> str:
@@ -35,12 +36,14 @@ class EventLog:
 
     def __init__(self, path: Path, say: Callable[[str], object] = print_line) -> None:
         self.path = path
+        self._volume = VolumeWatch(path.parent)
         self._say = say
 
     def record(self, kind: str, message: str, **fields: Any) -> None:
         """Durably append an event of this kind and show its message. Never raises `OSError`."""
         event = {"time": now_as_text(), "event": kind, "message": message, **fields}
         try:
+            self._volume.require()
             append_line(self.path, json.dumps(event, ensure_ascii=False, default=str))
         except OSError as error:
             with contextlib.suppress(OSError, ValueError):

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from svitlo.reporting.jsonlines import parse_json_line, read_json_lines
 from svitlo.storage.files import fsync_file, open_for_append, truncate_durably, write_durably
 from svitlo.storage.space import reason_of
+from svitlo.volumes import VolumeWatch
 
 _TAIL_BYTES = 1 << 18
 """More than the lines of one evaluation with its samples, so the last step is always within it."""
@@ -32,10 +33,12 @@ EVALUATION_KINDS = ("evaluation", "sample")
 
 
 class MetricsLog:
-    """Appends records to one file. If the disk is full, it says so and goes on: that must not stop training."""
+    """Appends records to one file. If the disk is full or went away, it says so and goes on: that must not stop
+    training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._volume = VolumeWatch(path.parent)
         self._file: BinaryIO | None = None
         self._is_failing = False
 
@@ -71,6 +74,7 @@ class MetricsLog:
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         try:
             if self._file is None:
+                self._volume.require()
                 self._file = open_for_append(self.path)
             self._file.write(line)
             self._file.flush()  # after a kill, the next process counts from here how much work it repeats

@@ -16,7 +16,7 @@ from svitlo.manifest import DataNotReady, load_manifest
 from svitlo.phases import PHASES, Phase
 from svitlo.reporting.events import read_events
 from svitlo.reporting.jsonlines import parse_json_line
-from svitlo.reporting.status import RUNNING_STATES, Status, read_status
+from svitlo.reporting.status import RUNNING_STATES, WAITING_FOR_DATA, WAITING_FOR_HUB, Status, read_status
 from svitlo.storage.mounts import mount_of
 from svitlo.storage.space import free_bytes
 from svitlo.storage.sums import SUMS
@@ -164,22 +164,36 @@ def _state(
     if volumes.restore_journal.exists():
         return "error", "a restore was interrupted: run the same `make restore FROM=...` again"
     if trainer is not None:
+        if trainer.is_alive and trainer.state == WAITING_FOR_DATA:
+            if preparation is None:
+                remedy = "`docker compose up -d` or `svitlo prepare`"
+                return trainer.state, f"{trainer.message}, and nothing prepares it: {remedy}"
+            return _what_is_waited_for(preparation) or (trainer.state, trainer.message)
         return _state_of_trainer(trainer, is_complete=is_complete)
     if is_complete:
         return "complete", "training is finished"
     if any(any(volumes.checkpoints(phase).glob("*.pt")) for phase in PHASES):
         return "not running", _last_known(events)  # a power cut may have emptied the status file
+    if preparation is not None and (trouble := _what_is_waited_for(preparation)) is not None:
+        return trouble
     if preparation is not None and preparation.is_alive:
         return "preparing data", ""
     if preparation is not None and preparation.state in RUNNING_STATES:
         return "not running", f"data preparation was interrupted (last sign of life {full_time(preparation)})"
-    if preparation is not None and preparation.state == "error":
-        return "error", preparation.message
     if any(phase["data"] for phase in phases):
         return "not started", "data is prepared, nothing was trained yet: `docker compose up -d` or `svitlo train`"
     if any((volumes.root / name).is_dir() for name in VOLUME_NAMES):
         return "not started", "nothing was prepared or trained yet: `docker compose up -d` or `svitlo prepare`"
     return "not set up", "these volumes do not exist yet: `docker compose up -d` or `svitlo setup`"
+
+
+def _what_is_waited_for(preparation: Status) -> tuple[str, str] | None:
+    """The state where training waits for data and data preparation cannot go on. None where it can."""
+    if preparation.state == "error":
+        return "error", f"data preparation failed: {preparation.message}"
+    if preparation.state == WAITING_FOR_HUB and preparation.is_alive:
+        return WAITING_FOR_HUB, preparation.message
+    return None
 
 
 def _read_only(volumes: Volumes, service: Status | None) -> str:

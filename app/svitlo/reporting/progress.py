@@ -76,14 +76,14 @@ class Progress(Observer):
         if time.monotonic() - self._written_at > _STATUS_EVERY_SECONDS:
             self._write()
 
-    def waiting_for_data(self, phase: Phase, damage: str = "") -> None:
-        """There is no manifest yet, or `damage` says what must be made again."""
+    def waiting_for_data(self, phase: Phase, reason: str, *, is_damaged: bool) -> None:
+        """Training cannot begin or go on. `reason`: why the present data is not used, if there is any."""
         self.alive()
-        message = f"waiting for the data of {phase}" + (f": {damage}" if damage else "")
+        message = f"waiting for the data of {phase}" + (f": {reason}" if reason else "")
         self._write(state=WAITING_FOR_DATA, message=message, phase=phase.number)
         if self._waiting_for != message:
             self._waiting_for = message
-            set_health(not damage, message)
+            set_health(not is_damaged, message)
             self._events.record("waiting", message, phase=phase.number)
 
     def data_found(self, phase: Phase) -> None:

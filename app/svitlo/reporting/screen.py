@@ -89,11 +89,12 @@ def _data_rows(known: Overview) -> list[Row]:
     if preparation is not None:
         status = preparation["status"]
         is_done = all_prepared and status["state"] == "complete"
-        is_told = known["state"] == "error" and known["message"] == status["message"]
+        is_told = known["message"].endswith(status["message"])
         if status["message"] and not is_done and not is_told:
             is_stale = status["state"] in RUNNING_STATES and not preparation["is_running"]
             note = f" (not running since {readable_time(status['updated'])} UTC)" if is_stale else ""
-            rows.append(("Data preparation", f"{status['message']}{note}"))
+            failed = "failed: " if status["state"] == "error" else ""
+            rows.append(("Data preparation", f"{failed}{status['message']}{note}"))
     for phase in known["phases"]:
         data = phase["data"]
         if data is None:

@@ -22,7 +22,8 @@ from svitlo.units import duration, file_size
 from svitlo.volumes import VolumeWatch
 
 WAITING_FOR_DATA = "waiting for data"
-RUNNING_STATES = (WAITING_FOR_DATA, "starting", "preparing", "training", "evaluating", "exporting")
+WAITING_FOR_HUB = "waiting for the hub"
+RUNNING_STATES = (WAITING_FOR_DATA, WAITING_FOR_HUB, "starting", "preparing", "training", "evaluating", "exporting")
 """A service in one of these states writes its status at least every `STALE_SECONDS`. If not, it no longer runs."""
 FINAL_STATES = ("complete", "stopped", "error")
 STATES = RUNNING_STATES + FINAL_STATES

@@ -20,9 +20,10 @@ from svitlo.config import Source
 from svitlo.data.archives import broken_archive_errors
 from svitlo.data.head import HEAD_BYTES, Head, head_of
 from svitlo.data.instructions import Outcome
-from svitlo.data.records import Place, file_records, mapped, printable, shown
+from svitlo.data.records import Place, file_records, mapped
 from svitlo.data.tokenizer import END_OF_TEXT, Tokenizer
 from svitlo.errors import DataError
+from svitlo.units import printable, shown
 
 
 class Raw(NamedTuple):

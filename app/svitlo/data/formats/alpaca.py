@@ -14,9 +14,10 @@ from svitlo.config import Source
 from svitlo.data.cleaning import clean_content
 from svitlo.data.formats import Format
 from svitlo.data.instructions import Outcome, dropped, fitting_turns
-from svitlo.data.records import Place, is_nothing, shown, text_in
+from svitlo.data.records import Place, is_nothing, text_in
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import DataError
+from svitlo.units import shown
 
 _WORDS = re.compile(r"\w+")
 _NO_INPUT = re.compile(r"(?:no|none?|not)?\W*(?:input|applicable)(?: (?:needed|required|provided|given))?", re.I)

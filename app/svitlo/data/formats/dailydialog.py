@@ -15,9 +15,10 @@ from svitlo.data.formats import Format
 from svitlo.data.head import Head
 from svitlo.data.instructions import Outcome, dropped, fitting_turns
 from svitlo.data.lines import lines_of
-from svitlo.data.records import Place, is_nothing, shown
+from svitlo.data.records import Place, is_nothing
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import DataError
+from svitlo.units import shown
 
 _END_OF_UTTERANCE = "__eou__"
 

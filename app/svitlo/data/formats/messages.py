@@ -18,9 +18,10 @@ from svitlo.data.cleaning import clean_content
 from svitlo.data.formats import Format
 from svitlo.data.head import Head
 from svitlo.data.instructions import Outcome, dropped, fitting_turns
-from svitlo.data.records import Place, is_nothing, shown, text_in
+from svitlo.data.records import Place, is_nothing, text_in
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import DataError
+from svitlo.units import shown
 
 
 class Role(enum.Enum):

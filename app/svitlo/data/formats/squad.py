@@ -18,9 +18,10 @@ from svitlo.data.conversations import render
 from svitlo.data.formats import Format, checked_record, needed_names
 from svitlo.data.head import Head
 from svitlo.data.instructions import Outcome, dropped, outcome_of, too_long
-from svitlo.data.records import Place, file_records, is_nothing, shown, text_in
+from svitlo.data.records import Place, file_records, is_nothing, text_in
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import DataError
+from svitlo.units import shown
 
 NOT_IN_TEXT = "The text does not say."
 """The reply to a question that its context does not answer."""

@@ -12,8 +12,8 @@ from svitlo.data.formats import Text
 from svitlo.data.formats.text import RowText
 from svitlo.data.head import Head
 from svitlo.data.lines import lines_of
-from svitlo.data.records import printable
 from svitlo.errors import DataError
+from svitlo.units import printable
 
 _DOC = re.compile(r"<doc\b([^>]*)>")
 _DOC_ID = re.compile(r"<doc\s+id=")
