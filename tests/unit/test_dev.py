@@ -21,7 +21,10 @@ case "$*" in
 run*) printf '%s\\n' "$@" >{arguments} ;;
 esac
 """
+PYTHON_3_13 = f"""exec {sys.executable} -c 'import sys; sys.version_info = (3, 13, 5); exec(sys.argv[2])' "$@\""""
 TARGETS = {
+    "test": ["docker/test.sh"],
+    "torture": ["docker/test.sh"],
     "lint": ["docker/lint.sh"],
     "bench": [".venv/bin/python", "-m", "benchmarks.speed"],
     "bench-loss MINUTES=7": [".venv/bin/python", "-m", "benchmarks.loss", "--minutes", "7"],
@@ -57,11 +60,10 @@ def add_python(checkout: Checkout, name: str = "python3.11") -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_without_python_3_11_a_command_runs_in_an_image(bare: Checkout, target: str) -> None:
     arguments = add_engine(bare)
-    bare.program("python3", f'exec {sys.executable} -c "raise SystemExit(1)"')  # another version
+    bare.program("python3", PYTHON_3_13)
     said = bare.run("make", *target.split(), SVITLO_SEED="7", TMPDIR=str(bare.home)).stderr
     assert "no Python 3.11" in said
-    (build,) = calls(bare)
-    assert "--target dev --tag svitlo/dev:local" in build
+    assert all("--target dev --tag svitlo/dev:local" in build for build in calls(bare))
 
     given = arguments.read_text().splitlines()
     place = given.index("svitlo/dev:local")
@@ -118,7 +120,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(bare: Checkout) -> Non
     assert calls(bare) == ["made .venv", "made .venv"]
 
 
-@pytest.mark.parametrize("target", [*TARGETS, "test", "torture"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_without_python_and_engine_one_message_has_the_remedy(bare: Checkout, target: str) -> None:
     done = bare.run("make", *target.split(), check=False)
     assert done.returncode != 0
