@@ -46,7 +46,9 @@ if [ -n "$certificates" ]; then
     options+=(--volume "$certificates:$certificates:ro" --env "PIP_CERT=$certificates" --env "SSL_CERT_FILE=$certificates")
 fi
 
-options+=(--tmpfs /run/home:mode=1777 --env HOME=/run/home --env "USER=$(id -un)" --env LANG=C.UTF-8)
+# The image does not know the caller's name and home.
+user=$(id -un 2>/dev/null || id -u)
+options+=(--tmpfs /run/home:mode=1777 --env HOME=/run/home --env "USER=$user" --env LANG=C.UTF-8)
 for name in PYTEST_ADDOPTS TMPDIR {HTTP,HTTPS,NO}_PROXY {http,https,no}_proxy $(compgen -A export SVITLO_ || true); do
     options+=(--env "$name")
 done
