@@ -60,22 +60,22 @@ sbom: ## list every package in the images, as CycloneDX JSON in sbom/
 	@docker/sbom.sh
 
 test: lint ## run all tests; container tests only if an engine answers
-	@docker/test.sh
+	@docker/dev.sh docker/test.sh
 
 torture: lint ## run all tests with more cuts, kills and damage, about an hour; SEED=… repeats one
-	@SVITLO_TORTURE=1 SVITLO_SEED="$(SEED)" docker/test.sh
+	@SVITLO_TORTURE=1 SVITLO_SEED="$(SEED)" docker/dev.sh docker/test.sh
 
-bench: .venv ## compare step speed with this machine's matrix products and the Hugging Face Trainer, about 5 minutes
-	@.venv/bin/python -m benchmarks.speed
+bench: ## compare step speed with this machine's matrix products and the Hugging Face Trainer, about 5 minutes
+	@docker/dev.sh .venv/bin/python -m benchmarks.speed
 
-bench-loss: .venv ## compare validation loss over time with the Trainer, side by side: MINUTES=30, on the data in volumes/
-	@.venv/bin/python -m benchmarks.loss --minutes "$(or $(MINUTES),30)"
+bench-loss: ## compare validation loss over time with the Trainer, side by side: MINUTES=30, on the data in volumes/
+	@docker/dev.sh .venv/bin/python -m benchmarks.loss --minutes "$(or $(MINUTES),30)"
 
-bench-saving: .venv ## measure what a save costs on this disk and on slower ones, about a minute
-	@.venv/bin/python -m benchmarks.saving
+bench-saving: ## measure what a save costs on this disk and on slower ones, about a minute
+	@docker/dev.sh .venv/bin/python -m benchmarks.saving
 
-lint: .venv ## check style, types, scripts, Dockerfile and compose.yaml
-	@docker/lint.sh
+lint: ## check style, types, scripts, Dockerfile and compose.yaml
+	@docker/dev.sh docker/lint.sh
 
 lock: ## update the hash-locked requirements to the newest versions
 	@docker/lock.sh
@@ -84,4 +84,4 @@ clean-demo: ## remove what the demo left behind
 	@SVITLO_PROJECT=svitlo-demo docker/compose.sh down && rm -rf volumes-demo
 
 .venv:
-	@docker/venv.sh
+	@docker/dev.sh true

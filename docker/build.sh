@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the images svitlo/data-prep and svitlo/trainer. Uses what this machine needs for that: a base image made here, a
+# Builds the images svitlo/data-prep and svitlo/trainer, or those that are named: `docker/build.sh dev`. Uses what this machine needs for that: a base image made here, a
 # local wheelhouse, its own certificates. Fast if nothing has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,8 @@ if [ -n "$certificates" ]; then
     options+=(--secret "id=ca,src=$certificates")
 fi
 
-for image in data-prep trainer; do
+[ $# -gt 0 ] || set -- data-prep trainer
+for image in "$@"; do
     say "building svitlo/$image:$version"
     # No attestations: an unchanged build then gives the same image, and containers are not recreated needlessly.
     docker buildx build --quiet --load --provenance=false --file docker/Dockerfile \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs Docker Engine with Compose v2 and buildx from the distribution's own packages (Debian, Ubuntu; as root), starts
 # it, and enables it at boot. Does nothing if an engine with Compose v2 already answers, so it is safe to run at any time.
+# `--packages` starts nothing: for an image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/lib.sh
@@ -118,6 +119,7 @@ if ! have dockerd || ! have containerd || ! compose_works; then
     install_engine
 fi
 hash -r
+[ "${1:-}" != --packages ] || exit 0
 engine_answers || start_engine
 compose_works || die "the engine runs, but 'docker compose' does not: an older docker command ($(command -v docker)) may hide the installed one"
 say "Docker Engine $(docker version --format '{{.Server.Version}}') with Compose $(docker compose version --short) answers"

@@ -67,6 +67,17 @@ wheelhouse() {
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 export TORCH_INDEX
 
+# A Python 3.11 that can make .venv, the one inside .venv if there is no other. Empty if there is none.
+find_python() {
+    local candidate
+    for candidate in python3.11 python3 .venv/bin/python; do
+        if "$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+}
+
 # The bundle of certificates that this machine trusts. Empty if it has none.
 ca_bundle() {
     local file

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ LAST_VERSION = "a3d077d00d0c6989241ec7a17d6f31ba41b7f777"
 @pytest.fixture(scope="module")
 def last_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last version of the program, to be put on Python's path."""
-    archive = subprocess.run(["git", "-C", str(ROOT), "archive", LAST_VERSION, "app"], capture_output=True, check=False)
+    command = ["git", "-C", str(ROOT), "archive", "--format", "zip", LAST_VERSION, "app"]
+    archive = subprocess.run(command, capture_output=True, check=False)
     if archive.returncode != 0:
         pytest.skip("the last version is not in the history of this checkout (a shallow clone, or no clone at all)")
     folder = tmp_path_factory.mktemp("last-version")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as content:
-        content.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive.stdout)) as content:
+        content.extractall(folder)
     return folder / "app"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from svitlo.volumes import Volumes
+from tests.unit.checkout import Checkout
 
 
 @pytest.fixture
@@ -16,3 +17,8 @@ def volumes(tmp_path: Path) -> Volumes:
     volumes.set_up()
     volumes.metrics.write_text("{}\n")
     return volumes
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
