@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import weakref
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
@@ -33,7 +34,9 @@ class Interruption:
         self._signal_number: int = signal.SIGTERM
         self._stops_at_once = False
         # A pipe, not a threading.Event: the handler may run while the main thread is inside Event.wait, and then hang.
-        self._reader, self._writer = os.pipe()
+        self._reader, self._writer = ends = os.pipe()
+        for end in ends:
+            weakref.finalize(self, os.close, end).atexit = False  # until the very end a signal may come
         for number in signals:
             signal.signal(number, self._handle)
 

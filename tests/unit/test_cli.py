@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from svitlo import cli as module
 from svitlo.cli import cli
+from tests.support import run_main
 
 SOURCES = Path(module.__file__).parent
 COMMANDS = sorted(cli.commands)
@@ -37,6 +39,16 @@ def test_every_option_that_the_program_names_exists() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", node.value))
                 assert named - OTHER_PROGRAMS <= known, f"{path}: {named - known}"
+
+
+def test_many_commands_in_one_process_leave_no_file_open(tmp_path: Path) -> None:
+    """As in this suite: most systems allow 1,024 open files."""
+    run_main("prepare", "--config", str(tmp_path), "--volumes", str(tmp_path))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        assert run_main("prepare", "--config", str(tmp_path), "--volumes", str(tmp_path))[0] == 2
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 @pytest.mark.parametrize(
