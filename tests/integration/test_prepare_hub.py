@@ -43,6 +43,7 @@ def job(tmp_path: Path) -> Path:
         for source in config[phase]["sources"]:
             repositories[source["name"]] = source["hub"]
             source["hub"] = str(hub / source["hub"])
+    config["phase2"]["sources"][2]["revision"] = "unpinned"
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "data.yaml").write_text(yaml.safe_dump(config))
     Volumes(tmp_path / "volumes").set_up()
