@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from svitlo.config import Source
+from svitlo.data.archives import PackedFile
 from svitlo.data.formats import all_formats
 from svitlo.data.formats.squad import Question
-from svitlo.data.sources import KnownDigests, documents_of
+from svitlo.data.sources import FileDocuments, KnownDigests
 from svitlo.data.tokenizer import END_OF_TEXT, Tokenizer
 from svitlo.model.weights import model_from
 from svitlo.training import numerics
@@ -40,7 +41,7 @@ MAX_NEW_TOKENS = 30
 def questions(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
     """The prompt's tokens and the right answer of each question that fits the window."""
     source = Source(name="squad", format="squad", files=[path.name])
-    documents = documents_of(source, path.resolve().parent, Path(), KnownDigests({}), print)
+    documents = FileDocuments(source, [PackedFile(path, None, path.name)], KnownDigests({}))
     for found in documents.read(0, 0):
         assert isinstance(found.raw.content, Question)
         outcome = all_formats()[source.format].to_conversation(found.raw.content, tokenizer, WINDOW)

@@ -75,10 +75,19 @@ class Job:
         config = ["--config", str(self.config)] if arguments[0] in ("prepare", "train", "backup") else []
         return [sys.executable, "-m", "svitlo", arguments[0], *config, "--volumes", str(self.volumes), *arguments[1:]]
 
+    def environment(self) -> dict[str, str]:
+        """What the command sees of the environment."""
+        return environment()
+
     def run(self, *arguments: str, check: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run to the end. `check` is the expected exit code, None for any."""
         done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=timeout, env=environment(), check=False
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=self.environment(),
+            check=False,
         )
         if check is not None:
             assert done.returncode == check, (
@@ -93,7 +102,7 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment(),
+            env=self.environment(),
             start_new_session=True,
         )
         _started.append(process)

@@ -6,12 +6,14 @@ A message names the file, the key or path, the value that was found, and the rem
 
 class SvitloError(Exception):
     """Something a person has to know about. `exit_code` is that of the process. `is_permanent` means that trying again
-    cannot help: a container then waits and says why, instead of restarting forever."""
+    cannot help: a container then waits and says why, instead of restarting forever. Where it can, a container waits
+    `retry_seconds` before it tries again: 0 if the engine's own pauses are enough."""
 
     exit_code = 1
     is_permanent = True
     state = "error"
     """What a container is called that is started again until this is over. One of `reporting.status.STATES`."""
+    retry_seconds = 0.0
 
 
 class ConfigError(SvitloError):

@@ -19,82 +19,30 @@ from svitlo.interruption import Interruption
 from svitlo.manifest import load_manifest
 from svitlo.phases import INSTRUCTION_TUNING, PRETRAINING
 from svitlo.volumes import Volumes
+from tests.conftest import ROOT
+from tests.hub_server import default_data_sets
 
 COMMIT = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
-
-
-def write_parquet(path: Path, rows: list[dict]) -> None:  # type: ignore[type-arg]
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
     """The default configuration with its repositories replaced by folders that hold rows of the same shape."""
-    root = Path(__file__).resolve().parents[2]
-    config = yaml.safe_load((root / "config" / "data.yaml").read_text())
-    hub = tmp_path / "hub"
-    repositories = {}
+    default = ROOT / "config" / "data.yaml"
+    for (repository, _), files in default_data_sets(default).items():
+        for name, content in files.items():
+            path = tmp_path / "hub" / repository / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    config = yaml.safe_load(default.read_text())
     for phase in ("phase1", "phase2"):
         config[phase]["validation_fraction"] = 0.2
         for source in config[phase]["sources"]:
-            repositories[source["name"]] = source["hub"]
-            source["hub"] = str(hub / source["hub"])
+            source["hub"] = str(tmp_path / "hub" / source["hub"])
+    config["phase2"]["sources"][2]["revision"] = "unpinned"
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "data.yaml").write_text(yaml.safe_dump(config))
     Volumes(tmp_path / "volumes").set_up()
-
-    pages = [
-        {
-            "id": str(number),
-            "url": "https://simple.example.org/wiki/x",
-            "title": f"Month {number}",
-            "text": f"Month {number} is the {number}th month of the year we have.\n\nIt is in the winter &amp; cold.",
-        }
-        for number in range(80)
-    ]
-    simple = hub / repositories["simple_wikipedia"]
-    write_parquet(simple / "20231101.simple" / "train-00000-of-00001.parquet", pages)
-    write_parquet(simple / "20231101.xx" / "train-00000-of-00001.parquet", [{"wrong": "configuration"}])
-    (simple / "README.md").write_text(
-        "---\nconfigs:\n"
-        + "".join(
-            f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
-            for name in ("20231101.simple", "20231101.xx")
-        )
-        + "---\n"
-    )
-    write_parquet(
-        hub / repositories["alpaca"] / "data" / "train-00000-of-00001-a09b74b3ef9c3b56.parquet",
-        [
-            {
-                "instruction": f"Say what the number {n} is.",
-                "input": "",
-                "output": f"It is the number {n}.",
-                "text": "x",
-            }
-            for n in range(60)
-        ],
-    )
-    context = "The old mill stands by the river. It was built in 1847 by Anna Holm."
-    write_parquet(
-        hub / repositories["squad"] / "plain_text" / "train-00000-of-00001.parquet",
-        [
-            {"id": f"{n:024x}", "title": f"Mill_{n}", "context": f"{context} {n}", "question": "When was it built?",
-             "answers": {"text": ["1847"], "answer_start": [context.index("1847")]}}
-            for n in range(30)
-        ],
-    )  # fmt: skip
-    write_parquet(
-        hub / repositories["dailydialog"] / "data" / "train-00000-of-00001-f151c79abb2c1fd5.parquet",
-        [
-            {"dialog": [f" Is it {n} o ’ clock ? ", " It ’ s not . "], "act": [1, 2], "emotion": [0, 0]}
-            for n in range(40)
-        ],
-    )
     return tmp_path
 
 
@@ -113,7 +61,7 @@ def test_default_configuration_on_rows_of_the_same_shape(job: Path, capsys: pyte
     assert (identity["revision"], identity["configuration"], identity["pinned"]) == (COMMIT, "20231101.simple", True)
 
     manifest = load_manifest(volumes.data(INSTRUCTION_TUNING))
-    assert [source["documents"] for source in manifest.sources] == [60, 30, 40]
+    assert [source["documents"] for source in manifest.sources] == [60, 60, 60]
     assert manifest.sources[2]["identity"]["pinned"] is False
     assert "warning: source dailydialog: `revision: unpinned`" in capsys.readouterr().out
     conversations = ConversationSet(volumes.data(INSTRUCTION_TUNING), manifest, "train")
@@ -151,7 +99,7 @@ def test_wrong_field_names_the_fields_found(job: Path) -> None:
     config = yaml.safe_load(path.read_text())
     config["phase1"]["sources"][0]["field"] = "content"
     path.write_text(yaml.safe_dump(config))
-    with pytest.raises(DataError, match="no field `content`; their fields are: id, url, title, text"):
+    with pytest.raises(DataError, match="row 1: it has no field `content`; its fields are: id, url, title, text"):
         run(job)
 
 

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from svitlo.config import Source, load_data_config
 from svitlo.data import formats
-from svitlo.data.formats import Raw, all_formats, raw_documents, row_document, to_conversation
-from svitlo.data.records import Place
+from svitlo.data.formats import all_formats, raw_documents, to_conversation
 from svitlo.data.sanity import size_of, text_of
 from svitlo.data.tasks import ConversationTask, TextTask
 from svitlo.data.tokenizer import Tokenizer
@@ -187,22 +186,23 @@ def spoiled(value: Any, path: tuple[Any, ...], replacement: Any) -> Any:
     return copied
 
 
+def on_the_hub(name: str) -> Source:
+    """A source there, where also text stands in records."""
+    return Source(name="s", format=name, hub="owner/set", revision="0" * 40)
+
+
 def test_every_format_has_right_records_that_it_reads() -> None:
     for name, found in all_formats().items():
         assert found.examples, name
-        source = Source(name="s", format=name, files=["x"])
         for record in found.examples:
-            stream = io.BufferedReader(io.BytesIO(json.dumps([record]).encode()))  # type: ignore[arg-type]
-            is_row = not found.fields
-            raw = [row_document(source, Place("x", "row", 1), record)] if is_row else raw_documents(source, "x", stream)
-            assert any(text_of(document) for document in raw), (name, record)
+            stream = io.BufferedReader(io.BytesIO(json.dumps(record).encode() + b"\n"))  # type: ignore[arg-type]
+            assert any(text_of(document) for document in raw_documents(on_the_hub(name), "x", stream)), (name, record)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=150)
 @given(data=st.data())
 def test_any_record_ends_in_documents_or_in_one_message(name: str, data: st.DataObject, tokenizer: Tokenizer) -> None:
-    source = Source(name="s", format=name, files=["x"])
     record = data.draw(st.sampled_from(all_formats()[name].examples))
     for _ in range(data.draw(st.integers(0, 3))):
         record = spoiled(
@@ -213,16 +213,12 @@ def test_any_record_ends_in_documents_or_in_one_message(name: str, data: st.Data
     as_lines = data.draw(st.booleans())
     content = (json.dumps(record) + "\n" if as_lines else json.dumps([record])).encode()
 
-    def documents() -> list[Raw]:
-        if data.draw(st.booleans()):
-            return [row_document(source, Place("set", "row", 1), record)]
-        return list(raw_documents(source, "file.x", io.BufferedReader(io.BytesIO(content))))  # type: ignore[arg-type]
-
+    source = data.draw(st.sampled_from([Source(name="s", format=name, files=["x"]), on_the_hub(name)]))
     try:
-        found = documents()
+        found = list(raw_documents(source, "file.x", io.BufferedReader(io.BytesIO(content))))  # type: ignore[arg-type]
     except DataError as error:
         message = str(error)
-        assert message.startswith(("file.x: ", "set: row 1: "))
+        assert message.startswith("file.x: ")
         assert message.count("\n") == 0
         assert len(message.encode()) < 1_000
         return

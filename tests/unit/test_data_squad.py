@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from svitlo.config import Source
-from svitlo.data.formats import raw_documents, row_document, to_conversation
+from svitlo.data.formats import Raw, raw_documents, to_conversation
 from svitlo.data.formats.squad import NOT_IN_TEXT, Question
-from svitlo.data.records import Place
 from svitlo.data.tokenizer import Tokenizer
 from svitlo.errors import DataError
+from tests.hub_server import parquet
 
 CONTEXT = "The old mill stands by the river since 1847."
 SOURCE = Source(name="s", format="squad", files=["x"])
@@ -25,9 +25,18 @@ def tokenizer() -> Tokenizer:
     return Tokenizer()
 
 
+def raws(content: bytes) -> list[Raw]:
+    return list(raw_documents(SOURCE, "q.json", io.BufferedReader(io.BytesIO(content))))  # type: ignore[arg-type]
+
+
 def read(content: Any) -> list[Question]:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return [raw.content for raw in raw_documents(SOURCE, "q.json", io.BufferedReader(io.BytesIO(data)))]  # type: ignore[arg-type]
+    return [raw.content for raw in raws(data)]
+
+
+def one(record: dict[str, Any]) -> Raw:
+    (raw,) = raws(json.dumps([record]).encode())
+    return raw
 
 
 def article(title: str = "Mill", **entry: Any) -> dict[str, Any]:
@@ -60,12 +69,11 @@ def test_every_layout(content: Any) -> None:
 
 def test_rows_of_the_hub() -> None:
     for answers in (ANSWERS, {"text": ["1847"], "answer_start": [39]}):
-        assert row_document(SOURCE, Place("set", "row", 1), row(answers=answers)).content == EXPECTED
+        assert read(parquet([row(answers=answers)])) == [EXPECTED]
     for nothing in (None, [], {"text": [], "answer_start": []}):
-        found = row_document(SOURCE, Place("set", "row", 1), row(answers=nothing)).content
-        assert found == EXPECTED._replace(answer=None, answer_start=0)
-    with pytest.raises(DataError, match=r"set: row 7: article 'Mill', question 'Since when\?': `answers` should be"):
-        row_document(SOURCE, Place("set", "row", 7), row(answers="1847"))
+        assert read(parquet([row(answers=nothing)])) == [EXPECTED._replace(answer=None, answer_start=0)]
+    with pytest.raises(DataError, match=r"q.json: row 2: article 'Mill', question 'Since when\?': `answers` should be"):
+        read(parquet([row(answers=None), row(answers="1847")]))
 
 
 @pytest.mark.parametrize("start", [39, "39", 39.0, " 39 ", "39.0"])
@@ -76,7 +84,7 @@ def test_a_number_is_a_number(start: object) -> None:
 def test_an_answer_that_is_a_number_is_its_text(tokenizer: Tokenizer) -> None:
     for start in (39, None):
         record = row(answers=[{"text": 1847, "answer_start": start}])
-        outcome = to_conversation(row_document(SOURCE, Place("x", "row", 1), record), tokenizer, 128)
+        outcome = to_conversation(one(record), tokenizer, 128)
         assert tokenizer.decode(memoryview(outcome.tokens).cast("H").tolist()).endswith("\n1847<|endoftext|>")
 
 
@@ -113,27 +121,24 @@ def test_what_is_wrong_has_its_article_and_question(content: Any, part: str) -> 
 
 
 def test_half_a_character_in_a_title(tokenizer: Tokenizer) -> None:
-    whole, half = (
-        to_conversation(row_document(SOURCE, Place("x", "row", 1), row(title=title)), tokenizer, 128)
-        for title in ("The mill", "The mill \ud83d")
-    )
+    whole, half = (to_conversation(one(row(title=title)), tokenizer, 128) for title in ("The mill", "The mill \ud83d"))
     assert half.split_digest == whole.split_digest
 
 
 @pytest.mark.parametrize("start", [-5, -1, 10**9, 3])
 def test_a_wrong_place_is_looked_for(tokenizer: Tokenizer, start: int) -> None:
     long = row(context=CONTEXT + " And so on." * 100, answers=[{"text": "1847", "answer_start": start}])
-    outcome = to_conversation(row_document(SOURCE, Place("x", "row", 1), long), tokenizer, 64)
+    outcome = to_conversation(one(long), tokenizer, 64)
     assert outcome.changed == "context cut around the answer"
 
 
 def test_a_place_before_the_beginning_is_none_from_the_end(tokenizer: Tokenizer) -> None:
     long = row(context="And so on. " * 100 + CONTEXT, answers=[{"text": "1847", "answer_start": -5}])
-    outcome = to_conversation(row_document(SOURCE, Place("x", "row", 1), long), tokenizer, 64)
+    outcome = to_conversation(one(long), tokenizer, 64)
     assert "since 1847." in tokenizer.decode(memoryview(outcome.tokens).cast("H").tolist())
 
 
 def test_impossible_has_its_own_reply(tokenizer: Tokenizer) -> None:
-    outcome = to_conversation(row_document(SOURCE, Place("x", "row", 1), row(is_impossible="true")), tokenizer, 128)
+    outcome = to_conversation(one(row(is_impossible="true")), tokenizer, 128)
     written = tokenizer.decode(memoryview(outcome.tokens).cast("H").tolist())
     assert written.endswith(f"### Assistant:\n{NOT_IN_TEXT}<|endoftext|>")

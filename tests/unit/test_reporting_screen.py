@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from svitlo.appliance import holding
 from svitlo.appliance.holding import run_service
-from svitlo.data.sources import HubUnreachable
+from svitlo.data.hubclient import HubUnreachable
 from svitlo.errors import SvitloError, VolumeError
 from svitlo.interruption import Interruption
 from svitlo.phases import PRETRAINING
@@ -228,14 +229,20 @@ def fail(volumes: Volumes, error: SvitloError, *, hold: bool) -> None:
         run_service(work, volumes.prepare_status, Interruption(signals=()), hold=hold)
 
 
-def test_only_what_is_tried_again_is_called_waiting(volumes: Volumes) -> None:
-    fail(volumes, HubUnreachable("the hub cannot be reached"), hold=True)
+def test_only_what_is_tried_again_is_called_waiting(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreachable = HubUnreachable("hub data set x", "the hub cannot be reached", "Check the network")
+
+    def become_a_sleep(*_: object) -> None:
+        raise unreachable
+
+    monkeypatch.setattr(holding, "_hold_still", become_a_sleep)
+    fail(volumes, unreachable, hold=True)
     known = overview(volumes)
     assert (known["state"], known["message"]) == (
         WAITING_FOR_HUB,
-        "the hub cannot be reached. This is tried again by itself",
+        "hub data set x: the hub cannot be reached. Check the network. The next try is in 1 min",
     )
-    fail(volumes, HubUnreachable("the hub cannot be reached"), hold=False)
+    fail(volumes, unreachable, hold=False)
     assert overview(volumes)["state"] == "error", "a command that has ended waits for nothing"
     fail(volumes, VolumeError("the disk is full"), hold=True)
     assert overview(volumes)["state"] == "error"

@@ -16,27 +16,36 @@ from svitlo.errors import AlreadyRunning, SvitloError
 from svitlo.interruption import Interruption
 from svitlo.reporting.events import print_line
 from svitlo.reporting.status import set_health, write_status
+from svitlo.units import duration
 from svitlo.volumes import MARKER
 
-HELD = ["sleep", "infinity"]
+HELD = "sleep"
 """What a container with nothing to do becomes: 0.8 MiB, no CPU."""
 
 
 def run_service(work: Callable[[], str], status: Path, interruption: Interruption, *, hold: bool) -> None:
     """Do `work` and report how it ended: in the log, in the service's `status` and in its health.
 
-    With `hold`, becomes a waiting process when the work is done, or when trying again cannot help. Other errors are
-    raised as `SvitloError`.
+    With `hold`, becomes a waiting process when the work is done, and when trying again cannot help or only later. When
+    that process ends, the engine starts the service again. Other errors are raised as `SvitloError`.
     """
     try:
         message = work()
     except SvitloError as error:
-        set_health(False, str(error))
+        tries_again = hold and not error.is_permanent
+        is_for_later = tries_again and error.retry_seconds > 0
+        reason = str(error)
+        if is_for_later:
+            reason += f". The next try is in {duration(error.retry_seconds)}"
+        elif tries_again:
+            reason += ". This is tried again by itself"
+        set_health(False, reason)
         # Without its marker the folder may be where a disk is to be mounted.
         if not isinstance(error, AlreadyRunning) and (status.parent / MARKER).is_file():
-            tries_again = hold and not error.is_permanent
-            message = f"{error}. This is tried again by itself" if tries_again else str(error)
-            write_status(status, state=error.state if tries_again else "error", message=message)
+            write_status(status, state=error.state if tries_again else "error", message=reason)
+        if is_for_later:
+            print(f"error: {reason}. Nothing is lost; waiting.", file=sys.stderr)
+            _hold_still(interruption, error.retry_seconds)
         if not (hold and error.is_permanent):
             raise
         print(f"error: {error}\nNothing is lost. Fix this, then restart the container. It waits here.", file=sys.stderr)
@@ -47,10 +56,10 @@ def run_service(work: Callable[[], str], status: Path, interruption: Interruptio
         _hold_still(interruption)
 
 
-def _hold_still(interruption: Interruption) -> NoReturn:
+def _hold_still(interruption: Interruption, seconds: float | None = None) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):  # from here on a signal ends the process
         signal.signal(number, signal.SIG_DFL)
     interruption.check()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvp(HELD[0], HELD)
+    os.execvp(HELD, [HELD, "infinity" if seconds is None else str(seconds)])

@@ -109,9 +109,9 @@ class Preparation:
         present = Journal(self._folder, self._key)
         digests = KnownDigests(present.known_digests())
         commits = self._known_commits()
-        raw, cache, say = self._volumes.raw, self._volumes.cache, self._reporter.say
         documents = [
-            documents_of(source, raw, cache, digests, say, commits.get(source.name)) for source in self._data.sources
+            documents_of(source, self._volumes, digests, self._reporter, commits.get(source.name))
+            for source in self._data.sources
         ]
         identities = [found.identity() for found in documents]
 

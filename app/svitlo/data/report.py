@@ -77,6 +77,21 @@ class Reporter:
             self._next_line = now + LINE_EVERY_SECONDS
             self.say(self._line())
 
+    def waiting(self, message: str) -> None:
+        """What is waited for, printed and in the status."""
+        self.say(message)
+        self.status("preparing", message)
+
+    def downloading(self, message: str) -> None:
+        """Progress of a download. Called often; shown from time to time."""
+        now = self._clock()
+        if now >= self._next_status:
+            self._next_status = now + STATUS_EVERY_SECONDS
+            self.status("preparing", message)
+        if now >= self._next_line:
+            self._next_line = now + LINE_EVERY_SECONDS
+            self.say(message)
+
     def count(self, documents: int, tokens: int) -> None:
         """A phase is complete with this many documents and tokens. The status shows the sum over all phases."""
         self._documents_complete += documents

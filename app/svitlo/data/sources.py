@@ -6,27 +6,23 @@ Both give their documents in an order that depends only on the configuration and
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from svitlo.config import UNPINNED, Source
 from svitlo.data.archives import PackedFile, broken_archive_errors
-from svitlo.data.formats import Raw, missing_column, raw_documents, row_document, used_columns
+from svitlo.data.formats import Raw, raw_documents
 from svitlo.data.head import HEAD_BYTES, is_parquet
+from svitlo.data.hub import HubFiles
 from svitlo.data.rawfiles import at_most, find_files
-from svitlo.data.records import Place
+from svitlo.data.report import Reporter
 from svitlo.data.sanity import LanguageCheck, check_bytes, check_head
 from svitlo.data.textstream import utf8_stream
-from svitlo.errors import DataError, SvitloError
-from svitlo.reporting.status import WAITING_FOR_HUB
+from svitlo.errors import DataError
 from svitlo.storage.files import sha256_of
 from svitlo.storage.sums import shown
-
-Announce = Callable[[str], None]
+from svitlo.volumes import Volumes
 
 
 class Positioned(NamedTuple):
@@ -62,14 +58,6 @@ class Documents(Protocol):
     def fraction_read(self) -> float:
         """0 to 1. Used to estimate the time left."""
         ...
-
-
-class HubUnreachable(SvitloError):  # noqa: N818
-    """The hub did not answer. Trying again later may help."""
-
-    exit_code = 1
-    is_permanent = False
-    state = WAITING_FOR_HUB
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -180,168 +168,37 @@ def checked_stream(name: str, source: Source, stream: io.BufferedReader) -> io.B
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-class HubDocuments:
-    """The rows of a data set on the hub, or of a folder laid out like one.
+class HubDocuments(FileDocuments):
+    """The documents of a data set on the hub. Its files are fetched when the first document is read."""
 
-    The `datasets` library, imported only here, loads data files only: code in a repository is never run. The files stay
-    in `volumes/cache/`, so a start after a power cut needs no network.
-    """
-
-    def __init__(self, source: Source, cache: Path, announce: Announce, commit: str | None = None) -> None:
-        """`commit`: the commit of an unpinned revision, found when this preparation began."""
-        assert source.hub is not None
-        self.left_out: list[str] = []
-        self.members_left_out: list[str] = []
-        self._source = source
-        self._repository = source.hub
-        self._cache = cache
-        self._announce = announce
-        self._commit = commit if source.revision == UNPINNED else source.revision
-        self._rows: Any = None
-        self._next = 0
+    def __init__(self, source: Source, files: HubFiles) -> None:
+        super().__init__(source, [], KnownDigests({}))
+        self._hub = files
 
     def identity(self) -> dict[str, Any]:
         return {
-            "repository": self._repository,
+            "repository": self._source.hub,
             "configuration": self._source.configuration,
             "split": self._source.split,
-            "revision": self._find_commit(),
+            "revision": self._hub.commit,
             "pinned": self._source.revision != UNPINNED,
         }
 
     @property
     def fraction_read(self) -> float:
-        return self._next / len(self._rows) if self._rows is not None and len(self._rows) else 0.0
+        return super().fraction_read if self._files else 0.0
 
     def read(self, unit: int, number: int) -> Iterator[Positioned]:
-        assert unit == 0
-        name = f"hub data set {self._repository}"
-        rows = self._load(name)
-        check = LanguageCheck(name, expect_english=self._source.check_language)
-        for index, row in enumerate(_python_rows(rows, number), start=number):
-            raw = row_document(self._source, Place(name, "row", index + 1), row)
-            check.see(raw)
-            self._next = index + 1
-            yield Positioned(0, index, raw)
-        check.finish()
-
-    def cut_at(self, longest: int | None) -> None:
-        """Rows stay whole: a position is the number of a row."""
-
-    def _is_folder(self) -> bool:
-        return Path(self._repository).is_dir()
-
-    def _find_commit(self) -> str:
-        if self._commit is None:
-            if self._is_folder():
-                self._commit = "local folder"
-            else:
-                self._prepare_library()
-                from huggingface_hub import HfApi
-
-                try:
-                    self._commit = str(HfApi().dataset_info(self._repository).sha)
-                except Exception as error:
-                    raise self._explained(error) from error
-            self._announce(
-                f"warning: source {self._source.name}: `revision: {UNPINNED}`, so the data may differ on another day. "
-                f"Today it is {self._repository} at {self._commit}"
-            )
-        return self._commit
-
-    def _prepare_library(self) -> None:
-        """Settings that the libraries read when they are imported."""
-        os.environ.setdefault("HF_HOME", str(self._cache / "huggingface"))
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-
-    def _load(self, name: str) -> Any:
-        self._prepare_library()
-        try:
-            import datasets
-        except ImportError:
-            raise DataError(
-                f"{name}: the package `datasets` is not installed here. Run the data-prep container, which has it, or "
-                f"use files (config/offline)"
-            ) from None
-        datasets.disable_progress_bars()
-        self._announce(f"loading {name} (revision {self._find_commit()[:12]})")
-        arguments = {
-            "path": self._repository,
-            "name": self._source.configuration,
-            "split": self._source.split,
-            "revision": None if self._is_folder() else self._find_commit(),
-            "cache_dir": str(self._cache / "datasets"),
-        }
-        try:
-            rows = datasets.load_dataset(**arguments)
-        except Exception as error:
-            if not _is_damaged_cache(error):
-                raise self._explained(error) from error
-            self._announce(f"warning: the cached copy of {name} is damaged ({error}); downloading it again")
-            try:
-                rows = datasets.load_dataset(**arguments, download_mode="force_redownload")
-            except Exception as again:
-                raise self._explained(again) from again
-        problem = missing_column(self._source, rows.column_names)
-        if problem is not None:
-            raise DataError(f"{name}: {problem}")
-        used = used_columns(self._source)
-        self._rows = rows.select_columns([field for field in rows.column_names if field in used])
-        return self._rows
-
-    def _explained(self, error: Exception) -> SvitloError:
-        """The library's error, turned into one that says what to do."""
-        name = f"hub data set {self._repository} (source {self._source.name})"
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        kind = type(error).__name__
-        unreachable = (
-            "ConnectionError",
-            "ConnectTimeout",
-            "LocalEntryNotFoundError",
-            "OfflineModeIsEnabled",
-            "Timeout",
-        )
-        for cause in _causes_of(error):
-            text = str(cause)
-            if type(cause).__name__ in unreachable or "resolve" in text or "Couldn't reach" in text:
-                return HubUnreachable(
-                    f"{name}: the hub cannot be reached ({kind}: {reason}). Check the network, or prepare from files: "
-                    f"put them into volumes/raw/ and set SVITLO_CONFIG=./config/offline"
-                )
-        return DataError(f"{name}: cannot be loaded ({kind}: {reason}). Check `hub`, `configuration` and `revision`")
-
-
-def _python_rows(rows: Any, start: int) -> Iterator[dict[str, Any]]:
-    for first in range(start, len(rows), 1_000):
-        columns = rows[first : first + 1_000]
-        names = list(columns)
-        for values in zip(*columns.values(), strict=True):
-            yield dict(zip(names, values, strict=True))
-
-
-def _is_damaged_cache(error: Exception) -> bool:
-    """Whether the cache is damaged. The library does not sync its files, so a power cut can leave one empty."""
-    names = {type(cause).__name__ for cause in _causes_of(error)}
-    return bool(names & {"ArrowInvalid", "NonMatchingSplitsSizesError", "JSONDecodeError", "NonMatchingChecksumError"})
-
-
-def _causes_of(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and so on."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+        if not self._files:
+            self._files = self._hub.fetch()
+        yield from super().read(unit, number)
 
 
 def documents_of(
-    source: Source, raw_folder: Path, cache: Path, digests: KnownDigests, announce: Announce, commit: str | None = None
+    source: Source, volumes: Volumes, digests: KnownDigests, reporter: Reporter, commit: str | None = None
 ) -> Documents:
-    """The documents of a source. Raises `DataError` if its files are missing."""
+    """The documents of a source. Raises `DataError` if its files are missing. `commit`: see `HubFiles`."""
     if source.hub is not None:
-        with contextlib.suppress(OSError):
-            cache.mkdir(exist_ok=True)
-        return HubDocuments(source, cache, announce, commit)
-    found = find_files(source, raw_folder, announce)
+        return HubDocuments(source, HubFiles(source, volumes.cache, reporter, commit))
+    found = find_files(source, volumes.raw, reporter.say)
     return FileDocuments(source, found.files, digests, found.left_out)

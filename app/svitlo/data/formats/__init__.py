@@ -108,12 +108,6 @@ def raw_documents(source: Source, name: str, stream: io.BufferedReader) -> Itera
         raise DataError(f"{name}: damaged or cut short ({error or type(error).__name__}). Copy it again") from error
 
 
-def row_document(source: Source, place: Place, row: Any) -> Raw:
-    """One row of a data set on the hub as a raw document. Raises `DataError`."""
-    chosen = all_formats()[source.format]
-    return Raw(chosen.name, chosen.row(source, place, checked_record(chosen, source, place, row)))
-
-
 def to_conversation(raw: Raw, tokenizer: Tokenizer, window: int) -> Outcome:
     """The conversation in a raw document: at most `window` tokens."""
     outcome = all_formats()[raw.format].to_conversation(raw.content, tokenizer, window)
@@ -143,21 +137,6 @@ def needed_names(chosen: Format, source: Source) -> frozenset[str]:
     return frozenset(names.get(field, field) for field in chosen.fields_of(source))
 
 
-def used_columns(source: Source) -> list[str]:
-    """The columns that the format uses if a data set has them."""
-    chosen = all_formats()[source.format]
-    names = source.fields or {}
-    columns = [names.get(field, field) for field in (*chosen.fields_of(source), *chosen.optional_fields)]
-    return columns + [alias for aliases in chosen.aliases.values() for alias in aliases]
-
-
-def missing_column(source: Source, columns: list[str]) -> str | None:
-    """What is wrong with the columns of a data set, if anything."""
-    chosen = all_formats()[source.format]
-    problem = _problem(chosen, source, _ours(chosen, source, dict.fromkeys(columns)), columns, "their")
-    return f"its rows have {problem}" if problem else None
-
-
 def checked_record(chosen: Format, source: Source, place: Place, record: Any) -> dict[str, Any]:
     """The record under the format's names, with all required fields. Raises `DataError`."""
     if not isinstance(record, dict):
@@ -178,14 +157,14 @@ def _ours(chosen: Format, source: Source, record: dict[str, Any]) -> dict[str, A
     return ours
 
 
-def _problem(chosen: Format, source: Source, record: dict[str, Any], seen: list[str], whose: str = "its") -> str | None:
+def _problem(chosen: Format, source: Source, record: dict[str, Any], seen: list[str]) -> str | None:
     missing = [field for field in chosen.fields_of(source) if field not in record]
     if not missing:
         return None
     field = missing[0]
     theirs = (source.fields or {}).get(field, field)
     return printable(
-        f"no field `{theirs}`; {whose} fields are: {', '.join(str(name)[:40] for name in seen[:20]) or 'none'} (source "
+        f"no field `{theirs}`; its fields are: {', '.join(str(name)[:40] for name in seen[:20]) or 'none'} (source "
         f"{source.name} in data.yaml, format {source.format}). {_proposal(chosen, source, seen)}"
     )
 

@@ -50,6 +50,9 @@ class PlainText(RowText):
     source_keys = ("markup", "documents", "longest_document")
 
     def read(self, source: Source, head: Head, stream: io.BufferedReader) -> Iterator[Text]:
+        if head.kind is not None and source.hub is not None:  # there, text is a field of records
+            yield from super().read(source, head, stream)
+            return
         if head.kind is not None:
             raise DataError(
                 f"{head.name}: looks like {head.kind}, and data.yaml says `format: {source.format}`. It begins with "
