@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from svitlo.reporting.status import read_status
+from svitlo.reporting.status import WAITING_FOR_HUB, read_status
 from svitlo.volumes import Volumes
 from tests.conftest import ROOT, Job, environment, kill, wait_for_line
 from tests.hub_server import Fault, Hub, default_data_sets
@@ -301,7 +301,7 @@ def test_a_hub_that_stays_away_is_waited_for(known: HubJob) -> None:
     kill(process)
     status = read_status(Volumes(job.volumes).prepare_status)
     assert status is not None
-    assert status.state == "error"
+    assert status.state == WAITING_FOR_HUB
     assert "does not answer ([Errno 111] Connection refused). Check the network." in status.message
     assert not job.data()
 

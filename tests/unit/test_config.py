@@ -162,6 +162,7 @@ def test_the_default_files_say_what_the_defaults_are() -> None:
         "training.learning_rate",
         "training.muon_learning_rate",
         "evaluation.every_n_steps",
+        "evaluation.max_sequences",
         "reporting.sample_prompts",
     }
 

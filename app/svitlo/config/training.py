@@ -89,8 +89,8 @@ class HeadConfig(Section):
 class EvaluationConfig(Section):
     """When to measure the validation loss, and on how much data."""
 
-    every_n_steps: Count = 1_000
-    max_sequences: Count | None = 500
+    every_n_steps: Count = 2_500
+    max_sequences: Count | None = 640
     """Use only this many validation sequences, from the first. Empty means all."""
 
 
