@@ -125,7 +125,7 @@ def test_a_resumption_says_how_much_work_is_repeated(prepared: Job, tmp_path: Pa
     process = job.start("train", "--phase", "1")
     line = wait_for_line(process, "resumed at")
     kill(process)
-    assert f"resumed at step 0 of 24 (phase 1, epoch 1); {num_steps} steps, " in line
+    assert f"resumed at step 0 of 24 (phase 1, epoch 1); {num_steps} steps and 1 evaluation, " in line
 
 
 @pytest.mark.crash
