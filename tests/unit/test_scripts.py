@@ -320,7 +320,7 @@ def test_threads_and_cpus_that_do_not_match_are_told_before_a_run_begins(checkou
     for target in ("up", "doctor"):
         few = told("0,1", target)
         assert f"numerics.threads is 6 in ./config/{config.name}, and the trainer may use 2 CPUs" in few
-        assert "slower. Set it to 2 there before the run begins" in few
+        assert "(1.2 times with two threads a CPU). Set it to 2 there before the run begins" in few
         assert "2 of these CPUs stay idle. Set it to 8 there" in told("0-7", target)
     assert told("0,1", "doctor").startswith("warn")
 
