@@ -42,7 +42,7 @@ class Checkout:
             path.mkdir()
         self.calls.touch()
         for name in ("docker", "config"):
-            shutil.copytree(ROOT / name, self.folder / name)
+            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("compose.yaml", "Makefile", ".env.example"):
             shutil.copy(ROOT / name, self.folder)
         self.environment = {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "HOME": str(self.home)}
