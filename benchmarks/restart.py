@@ -36,6 +36,7 @@ class Trainer:
         self._image = image
         self._container = f"svitlo-restart-{secrets.token_hex(4)}"
         shutil.copytree(ROOT / "config", folder / "config")
+        (folder / "config" / "data.yaml").unlink()  # or it would wait until the data is what this file asks for
         self.change("numerics", threads=threads)
         self.change("evaluation", max_sequences=4)
         self.change("checkpoints", save_every_n_steps=1)
