@@ -16,10 +16,17 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from svitlo import cli
+from svitlo.config import load_phase_config
+from svitlo.interruption import Interruption
+from svitlo.manifest import load_manifest
 from svitlo.phases import PRETRAINING, Phase
 from svitlo.reporting.metrics import comparable, read_metrics
+from svitlo.reporting.observer import Observer
 from svitlo.training.checkpoints import find_newest
+from svitlo.training.loop import PhaseRun
+from svitlo.training.setup import set_up_phase
 from svitlo.training.state import TrainingState
+from svitlo.volumes import Volumes
 
 OnRejected = Callable[[Path, str], object]
 
@@ -111,6 +118,21 @@ def metrics(job: Run) -> list[dict[str, Any]]:
 
 def events(job: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (job.volumes / "logs" / "events.jsonl").read_text().splitlines()]
+
+
+def run_of_phase_1(config: Path, folder: Path) -> PhaseRun:
+    """What the loop works with, in this process, at the step that the volumes in `folder` have reached."""
+    volumes = Volumes(folder)
+    run = set_up_phase(
+        volumes=volumes,
+        config=load_phase_config(config, PRETRAINING),
+        manifest=load_manifest(volumes.data(PRETRAINING)),
+        resume=None,
+        interruption=Interruption(signals=()),
+        observer=Observer(),
+    )
+    assert run is not None
+    return run
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:

@@ -12,20 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from svitlo.config import load_phase_config
-from svitlo.interruption import Interrupted, Interruption
-from svitlo.manifest import load_manifest
-from svitlo.phases import PRETRAINING
+from svitlo.interruption import Interrupted
 from svitlo.reporting.metrics import read_metrics
-from svitlo.reporting.observer import Observer
 from svitlo.training import loop
 from svitlo.training.evaluation import BatchLoss, loss_of, mean_loss, standard_error_of_change
-from svitlo.training.loop import PhaseRun, evaluate
-from svitlo.training.setup import set_up_phase
-from svitlo.volumes import Volumes
+from svitlo.training.loop import evaluate
 from tests.conftest import Job
 from tests.crash.forks import At, fork
-from tests.support import assert_same_run, events
+from tests.support import assert_same_run, events, run_of_phase_1
 
 NUM_BATCHES = 8
 """Of an evaluation of 16 sequences, two in a batch."""
@@ -33,20 +27,6 @@ NUM_BATCHES = 8
 
 class PowerCut(Exception):  # noqa: N818
     """Ends everything at once."""
-
-
-def set_up(job: Job) -> PhaseRun:
-    volumes = Volumes(job.volumes)
-    run = set_up_phase(
-        volumes=volumes,
-        config=load_phase_config(job.config, PRETRAINING),
-        manifest=load_manifest(volumes.data(PRETRAINING)),
-        resume=None,
-        interruption=Interruption(signals=()),
-        observer=Observer(),
-    )
-    assert run is not None
-    return run
 
 
 @pytest.fixture
@@ -77,20 +57,21 @@ def cut() -> None:
 def test_a_long_evaluation_goes_on_where_it_was_saved(
     prepared: Job, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = set_up(prepared.copy(tmp_path / "undisturbed"))
+    other = prepared.copy(tmp_path / "undisturbed")
+    undisturbed = run_of_phase_1(other.config, other.volumes)
     undisturbed.saver.save_at_any_price(undisturbed.state, undisturbed.model, undisturbed.optimizer)
     evaluate(undisturbed)
     assert len(undisturbed.state.validation_batches) == NUM_BATCHES
     assert undisturbed.state.evaluated_batches == []
 
-    run = set_up(job)
+    run = run_of_phase_1(job.config, job.volumes)
     run.saver.save_at_any_price(run.state, run.model, run.optimizer)
     monkeypatch.setattr(run.saver, "is_due", lambda _: True)  # as if each batch took a minute
     cut_after(6, cut, monkeypatch)
     with pytest.raises(PowerCut):
         evaluate(run)
 
-    run = set_up(job)
+    run = run_of_phase_1(job.config, job.volumes)
     assert run.state.evaluated_batches == undisturbed.state.validation_batches[:5]
     calls = cut_after(0, cut, monkeypatch)
     evaluate(run)
@@ -100,7 +81,7 @@ def test_a_long_evaluation_goes_on_where_it_was_saved(
 
 
 def test_a_signal_in_an_evaluation_loses_nothing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = set_up(job)
+    run = run_of_phase_1(job.config, job.volumes)
     run.saver.save_at_any_price(run.state, run.model, run.optimizer)
 
     def ask_to_stop() -> None:
@@ -109,7 +90,7 @@ def test_a_signal_in_an_evaluation_loses_nothing(job: Job, monkeypatch: pytest.M
     cut_after(3, ask_to_stop, monkeypatch)
     with pytest.raises(Interrupted):
         evaluate(run)
-    assert len(set_up(job).state.evaluated_batches) == 3
+    assert len(run_of_phase_1(job.config, job.volumes).state.evaluated_batches) == 3
 
 
 @pytest.mark.crash

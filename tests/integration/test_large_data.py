@@ -9,20 +9,14 @@ import pytest
 import torch
 
 from benchmarks.restart import SHARD_TOKENS, pretend_large
-from svitlo.config import load_phase_config
 from svitlo.data import shards
 from svitlo.data.shards import TokenStream
 from svitlo.errors import DamagedData
-from svitlo.interruption import Interruption
 from svitlo.manifest import MANIFEST, ShardFile, file_problem, load_manifest, verify_shards
-from svitlo.phases import PRETRAINING
-from svitlo.reporting.observer import Observer
 from svitlo.training.batches import TextBatches
-from svitlo.training.loop import PhaseRun, train_phase
-from svitlo.training.setup import set_up_phase
-from svitlo.volumes import Volumes
+from svitlo.training.loop import train_phase
 from tests.conftest import Job
-from tests.support import last
+from tests.support import last, run_of_phase_1
 
 
 @pytest.fixture(autouse=True)
@@ -72,20 +66,6 @@ def test_a_start_with_200_gb_of_shards_reads_only_what_the_first_step_needs(
         verify_shards(folder, manifest, content=lambda _: False)
 
 
-def set_up(job: Job) -> PhaseRun:
-    volumes = Volumes(job.volumes)
-    run = set_up_phase(
-        volumes=volumes,
-        config=load_phase_config(job.config, PRETRAINING),
-        manifest=load_manifest(volumes.data(PRETRAINING)),
-        resume=None,
-        interruption=Interruption(signals=()),
-        observer=Observer(),
-    )
-    assert run is not None
-    return run
-
-
 def test_damage_that_is_found_on_the_way_costs_no_step_and_not_the_result(
     prepared: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verified: list[str]
 ) -> None:
@@ -94,7 +74,7 @@ def test_damage_that_is_found_on_the_way_costs_no_step_and_not_the_result(
     undisturbed.change("phase1_pretraining.yaml", "training", micro_batch=1, gradient_accumulation=1)
     undisturbed.change("phase1_pretraining.yaml", "checkpoints", save_every_seconds=1000, save_every_n_steps=None)
     damaged = undisturbed.copy(tmp_path / "damaged")
-    run = set_up(undisturbed)
+    run = run_of_phase_1(undisturbed.config, undisturbed.volumes)
     step_of_first_use: dict[int, int] = {}
     for step in range(24):
         for shard in run.train._shards_of(step):  # type: ignore[attr-defined]
@@ -108,9 +88,9 @@ def test_damage_that_is_found_on_the_way_costs_no_step_and_not_the_result(
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DamagedData, match=path.name):
-        train_phase(set_up(damaged))
+        train_phase(run_of_phase_1(damaged.config, damaged.volumes))
     assert last(damaged, 1)["global_step"] == step, "saved at the last step before the damage"
     path.write_bytes(content)
-    train_phase(set_up(damaged))
+    train_phase(run_of_phase_1(damaged.config, damaged.volumes))
     expected, found = (last(job, 1)["model_state_dict"] for job in (undisturbed, damaged))
     assert all(found[name].equal(expected[name]) for name in expected)
